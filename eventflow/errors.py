@@ -1,0 +1,245 @@
+"""
+Everything eventflow raises, as one tree.
+
+EventFlowError
+├── DomainError                          a rule of the domain says no
+├── DefinitionError                      the program's own definitions do not fit together
+│   ├── DuplicateDefinitionError
+│   ├── UnknownDefinitionError
+│   │   ├── UnknownCommandDefinitionError
+│   │   └── UnknownJobDefinitionError
+│   ├── InvalidHandlerError
+│   ├── DuplicateCommandHandlerError
+│   └── NoCommandHandlerError
+├── InvalidMessageError                  a value that JSON would not bring back as it was
+│   └── PayloadTooLargeError
+├── UndecodableMessageError              stored text that its type refuses
+├── InvalidIdentityError
+├── ServiceNotFoundError
+├── JobError
+│   ├── InvalidScheduleError
+│   ├── JobTimeoutError
+│   └── LeaseLostError
+├── WorkerError
+└── DatabaseError
+    ├── DatabaseUnavailableError
+    ├── CommitUnknownError
+    └── SchemaVersionError
+"""
+
+from collections.abc import Iterable
+
+
+class EventFlowError(Exception):
+    """Base of every error that eventflow raises on purpose."""
+
+
+class DomainError(EventFlowError):
+    """
+    A rule of the domain refuses the command.
+
+    ``publish`` raises it to its caller and nothing is stored. Inside a job it is not worth a retry: the job
+    is dead-lettered, unless its retry policy says otherwise.
+    """
+
+    def __init__(self, *errors: str) -> None:
+        super().__init__(*errors)
+        self.errors: tuple[str, ...] = errors
+
+    def __str__(self) -> str:
+        return "; ".join(self.errors) or "the domain refused the command"
+
+
+class DefinitionError(EventFlowError):
+    """A definition of the application cannot work; raised while it is put together, never at run time."""
+
+
+class DuplicateDefinitionError(DefinitionError, ValueError):
+    """Two types claim one stored name and version."""
+
+    def __init__(self, name: str, version: int, first: type, second: type) -> None:
+        super().__init__(name, version, first, second)
+        self.name = name
+        self.version = version
+        self.types = (first, second)
+
+    def __str__(self) -> str:
+        first, second = (f"{t.__module__}.{t.__qualname__}" for t in self.types)
+        return (
+            f"{first} and {second} both claim the name {self.name!r} v{self.version}; "
+            "give one another name or version with its version decorator"
+        )
+
+
+class UnknownDefinitionError(DefinitionError, LookupError):
+    """No type is registered under this name and version."""
+
+    kind = "definition"
+
+    def __init__(self, name: str, version: int) -> None:
+        super().__init__(name, version)
+        self.name = name
+        self.version = version
+
+    def __str__(self) -> str:
+        return f"no {self.kind} {self.name!r} v{self.version} is registered"
+
+
+class UnknownCommandDefinitionError(UnknownDefinitionError):
+    """No command is registered under this name and version."""
+
+    kind = "command"
+
+
+class UnknownJobDefinitionError(UnknownDefinitionError):
+    """No job is registered under this name and version."""
+
+    kind = "job"
+
+
+class InvalidHandlerError(DefinitionError, TypeError):
+    """A decorated function or class does not have the shape its decorator reads; the message names it."""
+
+
+class DuplicateCommandHandlerError(DefinitionError):
+    """A command has more than one handler."""
+
+    def __init__(self, command: type, handlers: Iterable[str]) -> None:
+        self.command = command
+        self.handlers = tuple(handlers)
+        super().__init__(command, self.handlers)
+
+    def __str__(self) -> str:
+        return f"{self.command.__qualname__} has more than one handler: {', '.join(self.handlers)}"
+
+
+class NoCommandHandlerError(DefinitionError, LookupError):
+    """A command was published that nobody handles."""
+
+    def __init__(self, command: type) -> None:
+        super().__init__(command)
+        self.command = command
+
+    def __str__(self) -> str:
+        return (
+            f"{self.command.__qualname__} has no handler; register one with @flow.command_handler, "
+            "or include the flow that has it"
+        )
+
+
+class InvalidMessageError(EventFlowError, ValueError):
+    """A message would not come back from JSON as it is; *reason* names the field."""
+
+    def __init__(self, message_type: type, reason: str) -> None:
+        super().__init__(message_type, reason)
+        self.message_type = message_type
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.message_type.__qualname__} cannot be stored: {self.reason}"
+
+
+class PayloadTooLargeError(InvalidMessageError):
+    """An encoded message is larger or deeper than allowed."""
+
+
+class UndecodableMessageError(EventFlowError, ValueError):
+    """A stored message does not fit its type; *reason* has the path of the field."""
+
+    def __init__(self, name: str, version: int, reason: str) -> None:
+        super().__init__(name, version, reason)
+        self.name = name
+        self.version = version
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"stored {self.name!r} v{self.version} cannot be read: {self.reason}"
+
+
+class InvalidIdentityError(EventFlowError, ValueError):
+    """A text is not an identity of this type."""
+
+
+class ServiceNotFoundError(EventFlowError, LookupError):
+    """A handler asked for a service that nobody registered."""
+
+    def __init__(self, service: type) -> None:
+        super().__init__(service)
+        self.service = service
+
+    def __str__(self) -> str:
+        return f"no service {self.service.__qualname__} is registered; register it in the flow's lifespan"
+
+
+class JobError(EventFlowError):
+    """Base of errors about scheduling and running jobs."""
+
+
+class InvalidScheduleError(JobError, ValueError):
+    """A job was scheduled with options that make no sense; nothing was written."""
+
+
+class JobTimeoutError(JobError, TimeoutError):
+    """An attempt took longer than its timeout and was cancelled."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"the attempt took longer than its timeout of {self.seconds:g} s"
+
+
+class LeaseLostError(JobError):
+    """A worker may no longer write for its jobs: its lease ran out or was taken."""
+
+
+class WorkerError(EventFlowError):
+    """A worker cannot start with these settings."""
+
+
+class DatabaseError(EventFlowError):
+    """Base of errors of the store; the driver's error is the cause."""
+
+
+class DatabaseUnavailableError(DatabaseError, ConnectionError):
+    """The database cannot be reached, or refuses to work just now. Nothing was written."""
+
+
+class CommitUnknownError(DatabaseError):
+    """
+    The connection broke while a write was under way, and whether it was committed cannot be told.
+
+    *ids* are the jobs concerned: ``get`` finds them if it was. Scheduling them again may run them twice.
+    """
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids = tuple(ids)
+        super().__init__(self.ids)
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.ids[:3]) + (", …" if len(self.ids) > 3 else "")
+        return f"the connection broke before the commit was confirmed; it may have succeeded: {shown}"
+
+
+class SchemaVersionError(DatabaseError):
+    """The tables are missing, or older or newer than this code."""
+
+    def __init__(self, schema: str, found: int | None, wanted: int) -> None:
+        super().__init__(schema, found, wanted)
+        self.schema = schema
+        self.found = found
+        self.wanted = wanted
+
+    def __str__(self) -> str:
+        if self.found is None:
+            return f"schema {self.schema!r} has no eventflow tables; run: eventflow migrate"
+        if self.found < self.wanted:
+            return (
+                f"schema {self.schema!r} is at migration {self.found}, this code needs {self.wanted}; "
+                "run: eventflow migrate"
+            )
+        return (
+            f"schema {self.schema!r} is at migration {self.found}, newer than the {self.wanted} this code knows; "
+            "deploy the code that migrated it"
+        )
