@@ -1,0 +1,66 @@
+"""Jobs: defining, scheduling, running and keeping them."""
+
+from eventflow.ids import JobId
+from eventflow.jobs.definitions import JobDefinitions
+from eventflow.jobs.encoder import JobBuffer, JobEncoder
+from eventflow.jobs.in_memory import InMemoryJobScheduler, InMemoryJobStore
+from eventflow.jobs.instant import InstantJobScheduler
+from eventflow.jobs.job import Job, JobContext, JobOptions, job_version
+from eventflow.jobs.publish_command import PublishCommandJob
+from eventflow.jobs.records import (
+    CancelOutcome,
+    ClaimBatch,
+    ClaimedJob,
+    Interest,
+    JobRecord,
+    JobState,
+    NewJob,
+    Outcome,
+    Peer,
+    RescheduleOutcome,
+    Settlement,
+    Signal,
+    Tick,
+    WorkerRecord,
+)
+from eventflow.jobs.runner import JobRunner
+from eventflow.jobs.scheduler import JobScheduler, Notify, StoreJobScheduler, SupportsExecute
+from eventflow.jobs.store import JobStore
+from eventflow.jobs.worker import Worker, WorkerSettings
+
+__all__ = [
+    "CancelOutcome",
+    "ClaimBatch",
+    "ClaimedJob",
+    "InMemoryJobScheduler",
+    "InMemoryJobStore",
+    "InstantJobScheduler",
+    "Interest",
+    "Job",
+    "JobBuffer",
+    "JobContext",
+    "JobDefinitions",
+    "JobEncoder",
+    "JobId",
+    "JobOptions",
+    "JobRecord",
+    "JobRunner",
+    "JobScheduler",
+    "JobState",
+    "JobStore",
+    "NewJob",
+    "Notify",
+    "Outcome",
+    "Peer",
+    "PublishCommandJob",
+    "RescheduleOutcome",
+    "Settlement",
+    "Signal",
+    "StoreJobScheduler",
+    "SupportsExecute",
+    "Tick",
+    "Worker",
+    "WorkerRecord",
+    "WorkerSettings",
+    "job_version",
+]

@@ -1,0 +1,116 @@
+"""From a job or command and its options to what is stored."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from typing_extensions import Unpack
+
+from eventflow.clock import to_microseconds
+from eventflow.commands import AnyCommand, Causation, Command
+from eventflow.errors import InvalidScheduleError
+from eventflow.ids import JobId
+from eventflow.jobs.definitions import JobDefinitions
+from eventflow.jobs.job import Job
+from eventflow.jobs.publish_command import PublishCommandJob
+from eventflow.jobs.records import NewJob
+from eventflow.messages import Message
+from eventflow.scheduling import ScheduleOptions, check_priority, check_text, check_timeout, due_of
+from eventflow.serialization import encode_plain
+
+
+class JobEncoder:
+    """
+    Checks and encodes; everything wrong with a call to ``schedule`` is found here, before anything is written.
+
+    Args:
+        definitions: The jobs and commands that may be scheduled.
+        new_id: Makes job ids.
+    """
+
+    def __init__(self, definitions: JobDefinitions, new_id: Callable[[], JobId] = JobId.new) -> None:
+        self._definitions = definitions
+        self._new_id = new_id
+
+    def encode(self, message: Message, cause: Causation | None = None, **options: Unpack[ScheduleOptions]) -> NewJob:
+        """
+        The stored form of a job, or of the job that publishes a command.
+
+        Raises:
+            UnknownJobDefinitionError: the type is not registered.
+            InvalidMessageError: a field would not survive JSON, or the message is too large.
+            InvalidScheduleError: an option makes no sense.
+        """
+        job = as_job(message)
+        defaults = self._definitions.options_of(job)
+        job_id = self._new_id()
+        queue, priority, key = options.get("queue"), options.get("priority"), options.get("key")
+        timeout, retry = check_timeout(options.get("timeout")), options.get("retry")
+        due = due_of(options.get("at"), options.get("delay"))
+        name, version, payload = self._definitions.encode(job)
+        cause = cause or Causation(job_id, job_id)
+        return NewJob(
+            id=job_id,
+            name=name,
+            version=version,
+            payload=payload,
+            queue=defaults.queue if queue is None else check_text("queue", queue, 100),
+            priority=defaults.priority if priority is None else check_priority(priority),
+            due=due,
+            headers=encode_plain({"correlation_id": cause.correlation_id, "causation_id": cause.causation_id}),
+            key=None if key is None else check_text("key", key, 200),
+            tags=_checked_tags(options.get("tags", ())),
+            aggregate_id=_aggregate_id(job),
+            retry=None if retry is None else encode_plain(retry.to_stored()),
+            timeout_us=None if timeout is None else to_microseconds(timeout),
+        )
+
+
+class JobBuffer:
+    """
+    Jobs that wait for the success of the handler that asked for them.
+
+    Args:
+        encoder: Checks and encodes at once.
+        cause: The command or job whose handler it is.
+        write: Inserts them, for who commits them without a job's completion.
+    """
+
+    def __init__(self, encoder: JobEncoder, cause: Causation, write: Callable[[Sequence[NewJob]], Any]) -> None:
+        self._encoder = encoder
+        self._cause = cause
+        self._write = write  # Any: an awaitable of nothing we read
+        self.jobs: list[NewJob] = []
+
+    def add(self, message: Message, **options: Unpack[ScheduleOptions]) -> JobId:
+        job = self._encoder.encode(message, self._cause, **options)
+        self.jobs.append(job)
+        return job.id
+
+    async def commit(self) -> None:
+        if self.jobs:
+            await self._write(self.jobs)
+
+
+def as_job(message: Message) -> Job:
+    """A job as it is, a command in the job that publishes it."""
+    if isinstance(message, Job):
+        return message
+    if isinstance(message, AnyCommand):
+        command: AnyCommand[Any] = message
+        return PublishCommandJob.create(command)
+    raise InvalidScheduleError(f"only jobs and commands can be scheduled, not {message!r}")
+
+
+def _checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(tags, str):
+        raise InvalidScheduleError(f"tags={tags!r}: give a list of texts")
+    if len(tags) > 50:
+        raise InvalidScheduleError(f"{len(tags)} tags: at most 50")
+    return tuple(check_text("tags", tag, 100) for tag in tags)
+
+
+def _aggregate_id(job: Job) -> str | None:
+    if isinstance(job, PublishCommandJob) and isinstance(job.command, Command):
+        command: Command[Any, Any] = job.command
+        return str.__str__(command.aggregate_id)
+    return None

@@ -1,0 +1,364 @@
+"""The job store in memory, and the scheduler over it: for tests, prototypes and simulation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from eventflow.clock import Clock, to_datetime, to_microseconds
+from eventflow.errors import LeaseLostError
+from eventflow.ids import JobId, WorkerId
+from eventflow.jobs.encoder import JobEncoder
+from eventflow.jobs.records import (
+    CancelOutcome,
+    ClaimBatch,
+    ClaimedJob,
+    Interest,
+    JobRecord,
+    JobState,
+    NewJob,
+    Outcome,
+    Peer,
+    RescheduleOutcome,
+    Settlement,
+    Signal,
+    Tick,
+    WorkerRecord,
+)
+from eventflow.jobs.runner import JobRunner
+from eventflow.jobs.scheduler import StoreJobScheduler
+from eventflow.scheduling import Due
+
+_DAY_US = 24 * 60 * 60 * 1_000_000
+_ENDED = {
+    Outcome.SUCCEEDED: JobState.SUCCEEDED,
+    Outcome.IGNORED: JobState.IGNORED,
+    Outcome.CANCELLED: JobState.CANCELLED,
+    Outcome.DEAD: JobState.DEAD,
+}
+
+
+class _Row:
+    """A job wherever it is; the tables of the Postgres store in one."""
+
+    def __init__(self, job: NewJob, now_us: int) -> None:
+        self.job = job
+        self.created_us = now_us
+        self.state = JobState.WAITING
+        self.due_us = _instant(job.due, now_us)
+        self.ready_us = max(self.due_us, now_us)
+        self.attempt = 0
+        self.crashes = 0
+        self.claim_no = 0
+        self.worker_id: WorkerId | None = None
+        self.started_us: int | None = None
+        self.ended_us: int | None = None
+        self.expires_us: int | None = None
+        self.reason: str | None = None
+        self.error: Any = None  # parsed JSON
+        self.past_attempts: list[dict[str, Any]] = []
+
+    def order(self) -> tuple[int, int, str]:
+        return (self.job.priority, self.ready_us, self.job.id)
+
+
+class _Worker:
+    def __init__(self, record: WorkerRecord) -> None:
+        self.record = record
+        self.beat = 0
+        self.open = True
+        self.signals: dict[tuple[JobId, str], Signal] = {}
+
+
+class InMemoryJobStore:
+    """
+    A :class:`~eventflow.jobs.store.JobStore` that forgets everything with its process.
+
+    Args:
+        clock: Its wall time is the store's time.
+        wake: Called when a job became claimable sooner than workers expect.
+    """
+
+    def __init__(self, clock: Clock, wake: Callable[[], None] = lambda: None) -> None:
+        self._clock = clock
+        self._wake = wake
+        self._rows: dict[JobId, _Row] = {}
+        self._workers: dict[WorkerId, _Worker] = {}
+
+    def on_wake(self, wake: Callable[[], None]) -> None:
+        """Call this when there may be something to claim."""
+        self._wake = wake
+
+    async def insert(self, jobs: Sequence[NewJob]) -> None:
+        now = self._now()
+        for job in jobs:
+            self._rows[job.id] = _Row(job, now)
+        self._wake()
+
+    async def cancel(self, job_id: JobId) -> CancelOutcome:
+        row = self._rows.get(job_id)
+        if row is not None and row.state is JobState.WAITING:
+            self._end(row, JobState.CANCELLED, retention_days=1)
+            return CancelOutcome.CANCELLED
+        if row is not None and self._signal(row, "cancel", None):
+            return CancelOutcome.REQUESTED
+        return CancelOutcome.NOT_FOUND
+
+    async def reschedule(self, job_id: JobId, due: Due) -> RescheduleOutcome:
+        row, now = self._rows.get(job_id), self._now()
+        if row is not None and row.state is JobState.WAITING:
+            row.due_us = _instant(due, now)
+            row.ready_us = max(row.due_us, now)
+            self._wake()
+            return RescheduleOutcome.RESCHEDULED
+        if row is not None and self._signal(row, "reschedule", _instant(due, now)):
+            return RescheduleOutcome.REQUESTED
+        return RescheduleOutcome.NOT_FOUND
+
+    async def get(self, job_id: JobId) -> JobRecord | None:
+        row = self._rows.get(job_id)
+        return None if row is None else _record(row)
+
+    async def find(
+        self, *, state: JobState | None = None, queue: str | None = None, name: str | None = None, limit: int = 100
+    ) -> Sequence[JobRecord]:
+        found = (
+            row
+            for row in self._rows.values()
+            if state in (None, row.state) and queue in (None, row.job.queue) and name in (None, row.job.name)
+        )
+        return [_record(row) for row in sorted(found, key=lambda row: row.job.id, reverse=True)[:limit]]
+
+    async def open_worker(self, worker: WorkerRecord) -> None:
+        self._workers.setdefault(worker.id, _Worker(worker))
+
+    async def beat(self, worker_id: WorkerId) -> bool:
+        worker = self._workers[worker_id]
+        worker.beat += worker.open
+        return worker.open
+
+    async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
+        worker = self._workers.get(worker_id)
+        waiting = [row.ready_us for row in self._claimable(interest)]
+        return Tick(
+            now_us=self._now(),
+            next_us=min(waiting, default=None),
+            open=worker is not None and worker.open,
+            server="memory",
+            peers=[
+                Peer(other.record.id, other.beat, session_gone=False)
+                for other in self._workers.values()
+                if other.open and other is not worker
+            ],
+            signals=list(worker.signals.values()) if worker else [],
+        )
+
+    async def claim(
+        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int
+    ) -> ClaimBatch:
+        worker, now = self._workers.get(worker_id), self._now()
+        if worker is None or not worker.open:
+            raise LeaseLostError(f"{worker_id} has been closed")
+        waiting = sorted(self._claimable(interest), key=_Row.order)
+        due = [row for row in waiting if row.ready_us <= now][:ready]
+        soon = [row for row in waiting if now < row.ready_us <= now + horizon_us][:ahead]
+        later = [row.ready_us for row in waiting if row.ready_us > now + horizon_us]
+        for row in (*due, *soon):
+            row.state, row.worker_id = JobState.RUNNING, worker_id
+            row.claim_no += 1
+            row.attempt += 1
+        claimed = sorted((_claimed(row) for row in (*due, *soon)), key=lambda job: (job.ready_us, job.id))
+        return ClaimBatch(now, claimed, min(later, default=None))
+
+    async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
+        return [_claimed(row) for row in self._held_by(worker_id) if row.job.id not in known]
+
+    async def settle(self, worker_id: WorkerId, settlements: Sequence[Settlement]) -> set[JobId]:
+        settled: set[JobId] = set()
+        for settlement in settlements:
+            row = self._rows.get(settlement.claim.id)
+            if (
+                row is None
+                or row.state is not JobState.RUNNING
+                or (row.worker_id, row.claim_no) != (worker_id, settlement.claim.claim_no)
+            ):
+                continue
+            self._settle(row, settlement)
+            for job in settlement.follow_ups:
+                self._rows[job.id] = _Row(job, self._now())
+            settled.add(row.job.id)
+        self._wake()
+        return settled
+
+    async def rescue(self, peer: Peer) -> int | None:
+        worker = self._workers.get(peer.worker_id)
+        if worker is None or not worker.open or worker.beat != peer.beat:
+            return None
+        return self._close(worker, crashed=True)
+
+    async def close_worker(self, worker_id: WorkerId) -> int:
+        worker = self._workers.get(worker_id)
+        return 0 if worker is None else self._close(worker, crashed=False)
+
+    async def maintain(self, retention_days: Sequence[int]) -> None:
+        now = self._now()
+        for job_id in [i for i, row in self._rows.items() if row.expires_us is not None and row.expires_us <= now]:
+            del self._rows[job_id]
+
+    def _now(self) -> int:
+        return to_microseconds(self._clock.now())
+
+    def _claimable(self, interest: Interest) -> list[_Row]:
+        known = set(zip(interest.names, interest.versions, strict=True))
+        return [
+            row
+            for row in self._rows.values()
+            if row.state is JobState.WAITING
+            and (row.job.name, row.job.version) in known
+            and (interest.queues is None or row.job.queue in interest.queues)
+        ]
+
+    def _held_by(self, worker_id: WorkerId) -> list[_Row]:
+        return [r for r in self._rows.values() if r.state is JobState.RUNNING and r.worker_id == worker_id]
+
+    def _signal(self, row: _Row, kind: str, due_us: int | None) -> bool:
+        if row.state is not JobState.RUNNING or row.worker_id is None:
+            return False
+        self._workers[row.worker_id].signals[row.job.id, kind] = Signal(row.job.id, row.claim_no, kind, due_us)
+        self._wake()
+        return True
+
+    def _settle(self, row: _Row, settlement: Settlement) -> None:
+        row.started_us = settlement.started_us
+        if row.worker_id is not None:
+            for kind in ("cancel", "reschedule"):
+                self._workers[row.worker_id].signals.pop((row.job.id, kind), None)
+        if settlement.outcome is Outcome.RELEASED:
+            self._wait_again(row, settlement.due, attempts_back=1)
+            return
+        if settlement.error is not None:
+            row.error = msgspec.json.decode(settlement.error)
+            self._note_attempt(row, settlement.outcome.value, row.error)
+        if settlement.outcome is Outcome.RETRY:
+            self._wait_again(row, settlement.due, attempts_back=0)
+            return
+        row.reason = settlement.reason
+        self._end(row, _ENDED[settlement.outcome], settlement.retention_days)
+
+    def _wait_again(self, row: _Row, due: Due | None, *, attempts_back: int) -> None:
+        now = self._now()
+        if due is not None and due.at_us is not None:
+            row.due_us = due.at_us  # rescheduled
+        earliest = row.due_us if due is None else _instant(due, now)
+        row.ready_us = max(earliest, now)
+        row.attempt -= attempts_back
+        row.state, row.worker_id = JobState.WAITING, None
+
+    def _end(self, row: _Row, state: JobState, retention_days: int) -> None:
+        row.state, row.ended_us = state, self._now()
+        if state is JobState.DEAD:
+            return
+        if retention_days == 0:
+            del self._rows[row.job.id]
+        else:
+            row.expires_us = row.ended_us + (retention_days + 1) * _DAY_US
+
+    def _close(self, worker: _Worker, *, crashed: bool) -> int:
+        worker.open = False
+        held = self._held_by(worker.record.id)
+        for row in held:
+            if crashed:
+                row.crashes += 1
+                self._note_attempt(row, "worker_died", None)
+            self._wait_again(row, None, attempts_back=1)
+        self._wake()
+        return len(held)
+
+    def _note_attempt(self, row: _Row, outcome: str, error: Any) -> None:  # Any: parsed JSON
+        row.past_attempts.append(
+            {
+                "attempt": row.attempt,
+                "worker": row.worker_id,
+                "started_at": None if row.started_us is None else to_datetime(row.started_us).isoformat(),
+                "ended_at": self._clock.now().isoformat(),
+                "outcome": outcome,
+                "error": error,
+            }
+        )
+
+
+class InMemoryJobScheduler(StoreJobScheduler):
+    """
+    Honours time without a database: jobs wait in memory until a clock, which tests may advance, says so.
+
+    A worker over the same store runs them; :meth:`run_due` runs them here and now.
+    """
+
+    def __init__(self, store: InMemoryJobStore, encoder: JobEncoder, runner: JobRunner, interest: Interest) -> None:
+        super().__init__(store, encoder)
+        self._memory = store
+        self._runner = runner
+        self._interest = interest
+
+    async def run_due(self) -> int:
+        """Run every job that is due, and those they lead to; returns the number of attempts made."""
+        me, made = WorkerId.new(), 0
+        await self._memory.open_worker(WorkerRecord(me, "memory", 0, "", None, 1))
+        try:
+            while (batch := await self._memory.claim(me, self._interest, ready=1, ahead=0, horizon_us=0)).jobs:
+                settlement = await self._runner.run(batch.jobs[0], started_us=batch.now_us)
+                await self._memory.settle(me, [settlement])
+                made += 1
+        finally:
+            await self._memory.close_worker(me)
+        return made
+
+
+def _instant(due: Due, now_us: int) -> int:
+    return due.at_us if due.at_us is not None else now_us + (due.delay_us or 0)
+
+
+def _claimed(row: _Row) -> ClaimedJob:
+    return ClaimedJob(
+        id=row.job.id,
+        claim_no=row.claim_no,
+        attempt=row.attempt,
+        crashes=row.crashes,
+        due_us=row.due_us,
+        ready_us=row.ready_us,
+        name=row.job.name,
+        version=row.job.version,
+        payload=row.job.payload.decode(),
+        headers=row.job.headers.decode(),
+        retry=row.job.retry.decode() if row.job.retry else None,
+        timeout_us=row.job.timeout_us,
+    )
+
+
+def _record(row: _Row) -> JobRecord:
+    waiting = row.state is JobState.WAITING
+    return JobRecord(
+        id=row.job.id,
+        state=row.state,
+        name=row.job.name,
+        version=row.job.version,
+        queue=row.job.queue,
+        priority=row.job.priority,
+        due_at=to_datetime(row.due_us),
+        created_at=to_datetime(row.created_us),
+        payload=msgspec.json.decode(row.job.payload),
+        headers=msgspec.json.decode(row.job.headers),
+        tags=row.job.tags,
+        aggregate_id=row.job.aggregate_id,
+        key=row.job.key,
+        attempt=row.attempt,
+        crashes=row.crashes,
+        claim_no=row.claim_no,
+        past_attempts=list(row.past_attempts),
+        ready_at=to_datetime(row.ready_us) if waiting else None,
+        worker_id=row.worker_id,
+        started_at=None if row.started_us is None else to_datetime(row.started_us),
+        ended_at=None if row.ended_us is None else to_datetime(row.ended_us),
+        reason=row.reason,
+        error=row.error if row.state is JobState.DEAD else None,
+    )

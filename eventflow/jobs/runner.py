@@ -1,0 +1,186 @@
+"""Runs one claimed job and says how its claim ends."""
+
+import logging
+import traceback
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from eventflow.clock import Clock, to_datetime, to_microseconds
+from eventflow.commands import Causation
+from eventflow.errors import JobTimeoutError, UndecodableMessageError, UnknownDefinitionError
+from eventflow.inspection import is_async_callable
+from eventflow.jobs.definitions import JobDefinitions
+from eventflow.jobs.encoder import JobBuffer
+from eventflow.jobs.job import Job, JobContext, JobOptions
+from eventflow.jobs.records import ClaimedJob, Outcome, Settlement
+from eventflow.retry import OnError
+from eventflow.scheduling import Due
+from eventflow.serialization import encode_plain
+from eventflow.services import Services
+
+log = logging.getLogger("eventflow.jobs")
+
+MAX_ERROR_CHARACTERS = 8_000
+"""Longest message and longest traceback kept of an error."""
+
+
+class JobRunner:
+    """
+    Decodes a job, runs it within its timeout, and applies its retry policy.
+
+    Args:
+        definitions: The jobs that can be decoded.
+        services: Where jobs get their services from.
+        new_buffer: Begins the follow-ups of an attempt.
+        clock: Measures the timeout.
+        rng: Source of the jitter of retries.
+    """
+
+    def __init__(
+        self,
+        definitions: JobDefinitions,
+        *,
+        services: Services,
+        new_buffer: Callable[[Causation], JobBuffer],
+        clock: Clock,
+        rng: Random,
+    ) -> None:
+        self._definitions = definitions
+        self._services = services
+        self._new_buffer = new_buffer
+        self._clock = clock
+        self._rng = rng
+
+    async def run(self, claim: ClaimedJob, *, started_us: int) -> Settlement:
+        """
+        One attempt. Never raises what the job raises; only cancellation of the caller passes through.
+
+        Args:
+            claim: The job.
+            started_us: Now, by the store's clock.
+        """
+        try:
+            job = self._definitions.decode(claim.name, claim.version, claim.payload)
+            due_at = to_datetime(claim.due_us)
+            cause = _cause(claim)
+        except (UndecodableMessageError, UnknownDefinitionError, OverflowError, ValueError) as exc:
+            log.error("job.undecodable", extra={"job_id": claim.id, "job": claim.name, "error": str(exc)})
+            return dead(claim, "undecodable", exc, started_us)
+        options = self._definitions.options_of(job)
+        buffer = self._new_buffer(cause)
+        timeout = _timeout(claim, options)
+        try:
+            async with self._services.scope() as services:
+                context = JobContext(
+                    job_id=claim.id,
+                    attempt=claim.attempt,
+                    due_at=due_at,
+                    services=services,
+                    correlation_id=cause.correlation_id,
+                    follow_ups=buffer,
+                )
+                with self._clock.deadline(timeout) as deadline:
+                    await _execute(job, context)
+                if deadline.cancelled_caught:
+                    raise JobTimeoutError(timeout or 0)
+        except anyio.get_cancelled_exc_class() as exc:
+            if anyio.current_effective_deadline() == float("-inf"):
+                raise
+            return self._failed(claim, options, exc, started_us)  # the handler's own; nobody cancelled us
+        except BaseException as exc:  # a SystemExit of a handler is that job's failure, not the worker's
+            return self._failed(claim, options, exc, started_us)
+        return Settlement(
+            claim=claim,
+            outcome=Outcome.SUCCEEDED,
+            started_us=started_us,
+            retention_days=options.retention_days,
+            follow_ups=tuple(buffer.jobs),
+        )
+
+    def _failed(self, claim: ClaimedJob, options: JobOptions, error: BaseException, started_us: int) -> Settlement:
+        try:
+            policy = options.retry.with_stored(msgspec.json.decode(claim.retry) if claim.retry else None)
+        except (msgspec.DecodeError, ValueError, KeyError, TypeError):  # somebody else wrote it; ours are checked
+            policy = options.retry
+        decision = policy.decide(error, claim.attempt)
+        log.warning(
+            "job.failed",
+            extra={"job_id": claim.id, "job": claim.name, "attempt": claim.attempt, "decision": decision.value},
+            exc_info=error,
+        )
+        if decision is OnError.DEAD_LETTER:
+            return dead(claim, "timeout" if isinstance(error, JobTimeoutError) else "error", error, started_us)
+        if decision is OnError.IGNORE:
+            return Settlement(
+                claim=claim,
+                outcome=Outcome.IGNORED,
+                started_us=started_us,
+                error=describe_error(error),
+                retention_days=options.retention_days,
+            )
+        return Settlement(
+            claim=claim,
+            outcome=Outcome.RETRY,
+            started_us=started_us,
+            error=describe_error(error),
+            due=Due(delay_us=to_microseconds(policy.delay(claim.attempt, self._rng))),
+        )
+
+
+def dead(claim: ClaimedJob, reason: str, error: BaseException, started_us: int | None) -> Settlement:
+    """The settlement that moves a job to the dead letters."""
+    return Settlement(
+        claim=claim, outcome=Outcome.DEAD, reason=reason, error=describe_error(error), started_us=started_us
+    )
+
+
+def describe_error(error: BaseException) -> str:
+    """
+    JSON object of an error: ``type``, ``message``, ``traceback``; bounded, and free of what tables refuse.
+
+    An error that cannot even be printed is described by that.
+    """
+    try:
+        message = str(error)
+    except BaseException as exc:  # a failing __str__ must not cost the worker
+        message = f"<its __str__ failed: {type(exc).__qualname__}>"
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except BaseException as exc:
+        trace = f"<its traceback cannot be formatted: {type(exc).__qualname__}>"
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
+    parts = {"type": kind, "message": message, "traceback": trace}
+    return encode_plain({name: _storable(text) for name, text in parts.items()}).decode()
+
+
+def _storable(text: str) -> str:
+    if len(text) > MAX_ERROR_CHARACTERS:
+        half = MAX_ERROR_CHARACTERS // 2
+        text = f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
+    return text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "backslashreplace").decode()
+
+
+def _cause(claim: ClaimedJob) -> Causation:
+    headers: Any = msgspec.json.decode(claim.headers) if claim.headers else {}
+    correlation = headers.get("correlation_id") if isinstance(headers, dict) else None
+    return Causation(correlation if isinstance(correlation, str) else claim.id, claim.id)
+
+
+def _timeout(claim: ClaimedJob, options: JobOptions) -> float | None:
+    if claim.timeout_us is not None:
+        return claim.timeout_us / 1_000_000
+    return None if options.timeout is None else options.timeout.total_seconds()
+
+
+async def _execute(job: Job, context: JobContext) -> None:
+    if is_async_callable(job.execute):
+        outcome = job.execute(context)
+        assert outcome is not None
+        await outcome
+    else:
+        await anyio.to_thread.run_sync(job.execute, context)

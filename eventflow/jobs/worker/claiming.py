@@ -1,0 +1,179 @@
+"""Takes jobs from the store: when there may be some, and no more than can start soon."""
+
+import logging
+from random import Random
+
+from eventflow.clock import Clock, Wakeup
+from eventflow.errors import LeaseLostError
+from eventflow.failpoints import failpoint
+from eventflow.ids import WorkerId
+from eventflow.jobs.records import Interest
+from eventflow.jobs.store import JobStore
+from eventflow.jobs.worker.completion import Completions
+from eventflow.jobs.worker.settings import WorkerSettings
+from eventflow.jobs.worker.slots import Slots
+from eventflow.jobs.worker.store_time import StoreTime
+from eventflow.jobs.worker.timers import Timers
+
+log = logging.getLogger("eventflow.worker")
+
+PREFETCH_SECONDS = 0.02
+"""Jobs are held beyond the free slots for so long at the measured throughput: a round trip's worth."""
+SUSPICION_SECONDS = 15.0
+"""How long after a claim without an answer the store may still commit it."""
+HERD_SECONDS = 0.003
+"""A worker woken for nothing lets others go first by up to this, the next time."""
+
+
+class Throughput:
+    """Jobs a second that leave the slots, averaged over the last tenths of a second."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._count = 0
+        self._since = clock.monotonic()
+        self._rate = 0.0
+
+    def count(self) -> None:
+        """One more."""
+        self._count += 1
+
+    def per_second(self) -> float:
+        """The current rate."""
+        elapsed = self._clock.monotonic() - self._since
+        if elapsed >= 0.05:
+            self._rate = (self._rate + self._count / elapsed) / 2
+            self._count, self._since = 0, self._since + elapsed
+        return self._rate
+
+
+class Claimer:
+    """
+    Decides when to claim and how much.
+
+    It claims when a notification or a look at the store says that there may be something, when a due time comes
+    near, and while the last claim was full. Full slots let everything wait: they ask by themselves when free.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        worker_id: WorkerId,
+        interest: Interest,
+        *,
+        slots: Slots,
+        timers: Timers,
+        completions: Completions,
+        store_time: StoreTime,
+        throughput: Throughput,
+        settings: WorkerSettings,
+        clock: Clock,
+        rng: Random,
+    ) -> None:
+        self._store = store
+        self._worker_id = worker_id
+        self._interest = interest
+        self._slots = slots
+        self._timers = timers
+        self._completions = completions
+        self._store_time = store_time
+        self._throughput = throughput
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng
+        self._wakeup = Wakeup(clock)
+        self._asked = True  # to look once at the start
+        self._notified = False
+        self._woken_for_nothing = 0
+        self._more_ready = False
+        self._more_ahead = False
+        self._next_us: int | None = None
+        self._suspicious_until = 0.0
+
+    def ask(self) -> None:
+        """Claim as soon as there is room."""
+        self._asked = True
+        self._wakeup.set()
+
+    def notify(self) -> None:
+        """Somebody committed jobs; another worker may be faster."""
+        self._notified = True
+        self._wakeup.set()
+
+    def expect(self, next_us: int | None) -> None:
+        """The store's earliest claimable job is, or was, ready at this instant."""
+        self._next_us = next_us
+        self._wakeup.set()
+
+    def room_changed(self) -> None:
+        """A slot was freed or timers fired."""
+        if self._asked or self._notified or self._more_ready or self._more_ahead or self._next_us is not None:
+            self._wakeup.set()
+
+    async def claim_step(self) -> None:
+        """Wait for a reason, claim once, and pass the jobs on."""
+        await self._wait_for_reason()
+        if self._clock.monotonic() < self._suspicious_until:
+            await self._adopt_unanswered()
+        ready, ahead = self._room()
+        asked_at = self._clock.monotonic()
+        failpoint("claim.sending")
+        try:
+            batch = await self._store.claim(
+                self._worker_id,
+                self._interest,
+                ready=ready,
+                ahead=ahead,
+                horizon_us=int(self._settings.claim_ahead * 1_000_000),
+            )
+        except LeaseLostError:
+            raise
+        except BaseException:
+            self._asked = True
+            self._suspicious_until = self._clock.monotonic() + SUSPICION_SECONDS
+            raise
+        failpoint("claim.committed")
+        self._store_time.sample(batch.now_us, asked_at=asked_at)
+        taken_ready = sum(claim.ready_us <= batch.now_us for claim in batch.jobs)
+        if ready:
+            self._more_ready = taken_ready >= ready
+        self._more_ahead = len(batch.jobs) - taken_ready >= ahead
+        self._next_us = batch.next_us
+        self._woken_for_nothing = 0 if batch.jobs else min(self._woken_for_nothing + 1, 5)
+        self._timers.add(batch.jobs)
+
+    async def _wait_for_reason(self) -> None:
+        while not self._has_reason():
+            await self._wakeup.wait(self._until_next())
+        if self._notified and not self._asked and self._woken_for_nothing:
+            await self._clock.sleep(self._rng.uniform(0, HERD_SECONDS * self._woken_for_nothing / 5))
+        self._asked = self._notified = False
+
+    def _has_reason(self) -> bool:
+        ready, ahead = self._room()
+        if ready and (self._asked or self._notified or self._until_next() == 0.0):
+            return True
+        if self._more_ready and (ready * 4 >= self._settings.concurrency or (ready and not self._slots.in_line)):
+            return True
+        return self._more_ahead and ahead * 2 >= self._settings.concurrency and bool(ready)
+
+    def _until_next(self) -> float | None:
+        """Seconds until the next job comes within reach; ``None`` if none is known or nothing could take it."""
+        if self._clock.monotonic() < self._suspicious_until:
+            return 1.0
+        if self._next_us is None or not self._room()[0]:
+            return None
+        return max(0.0, self._store_time.seconds_until(self._next_us) - self._settings.claim_ahead)
+
+    def _room(self) -> tuple[int, int]:
+        prefetch = min(self._settings.max_prefetch, int(self._throughput.per_second() * PREFETCH_SECONDS))
+        ready = self._slots.free + prefetch - self._slots.in_line
+        ahead = self._settings.concurrency + prefetch - len(self._timers)
+        return max(0, ready), max(0, ahead)
+
+    async def _adopt_unanswered(self) -> None:
+        known = [*self._slots.ids(), *self._timers.ids(), *self._completions.ids()]
+        adopted = await self._store.claims(self._worker_id, known)
+        if adopted:
+            log.info("claim.adopted", extra={"worker_id": self._worker_id, "jobs": len(adopted)})
+            self._timers.add(adopted)

@@ -1,0 +1,144 @@
+"""One incarnation of a worker: its services, from the first claim to the last completion."""
+
+import logging
+from collections.abc import Sequence
+from random import Random
+
+import anyio
+
+from eventflow.clock import Clock
+from eventflow.errors import LeaseLostError
+from eventflow.ids import WorkerId
+from eventflow.jobs.records import Interest, Outcome, Settlement
+from eventflow.jobs.runner import JobRunner
+from eventflow.jobs.store import JobStore
+from eventflow.jobs.worker.claiming import Claimer, Throughput
+from eventflow.jobs.worker.completion import Completions
+from eventflow.jobs.worker.lease import Lease, LeaseGuard
+from eventflow.jobs.worker.settings import WorkerSettings
+from eventflow.jobs.worker.slots import Slots
+from eventflow.jobs.worker.store_time import StoreTime
+from eventflow.jobs.worker.timers import Timers
+from eventflow.jobs.worker.watch import Watch
+from eventflow.supervision import Supervisor, background_tasks
+
+log = logging.getLogger("eventflow.worker")
+
+CLEAN_UP_SECONDS = 5.0
+"""Longest time for cancelled handlers to end, and again for the last completions to be written."""
+MAINTENANCE_SECONDS = 3600.0
+
+
+class Incarnation:
+    """
+    The services of a worker under one identity and one lease.
+
+    Claimer → Timers → Slots → Completions is the way of a job; Watch and LeaseGuard stand beside it.
+    """
+
+    def __init__(
+        self,
+        worker_id: WorkerId,
+        lease: Lease,
+        *,
+        store: JobStore,
+        runner: JobRunner,
+        interest: Interest,
+        retentions: Sequence[int],
+        settings: WorkerSettings,
+        clock: Clock,
+        rng: Random,
+    ) -> None:
+        self._store = store
+        self._retentions = retentions
+        self._settings = settings
+        self._clock = clock
+        self._supervisor = Supervisor(clock, rng, fatal=(LeaseLostError,))
+        store_time = StoreTime(clock)
+        throughput = Throughput(clock)
+        self._completions = Completions(
+            store, worker_id, clock=clock, linger=settings.linger, batch=settings.settle_batch
+        )
+        self._slots = Slots(
+            concurrency=settings.concurrency,
+            runner=runner,
+            completions=self._completions,
+            store_time=store_time,
+            clock=clock,
+            patience=settings.queue_patience,
+            freed=lambda: self._claimer.room_changed(),
+            finished=throughput.count,
+        )
+        self._timers = Timers(
+            slots=self._slots, store_time=store_time, clock=clock, fired=lambda: self._claimer.room_changed()
+        )
+        self._claimer = Claimer(
+            store,
+            worker_id,
+            interest,
+            slots=self._slots,
+            timers=self._timers,
+            completions=self._completions,
+            store_time=store_time,
+            throughput=throughput,
+            settings=settings,
+            clock=clock,
+            rng=rng,
+        )
+        self._watch = Watch(
+            store,
+            worker_id,
+            interest,
+            lease=lease,
+            claimer=self._claimer,
+            slots=self._slots,
+            timers=self._timers,
+            completions=self._completions,
+            store_time=store_time,
+            settings=settings,
+            clock=clock,
+        )
+        self._guard = LeaseGuard(lease, clock=clock, fence_after=settings.fence_after)
+
+    def wake(self, payload: str) -> None:
+        """Act on a notification: ``""`` there may be jobs, ``"signal"`` somebody asks something."""
+        if payload == "signal":
+            self._watch.look_now()
+        else:
+            self._claimer.notify()
+
+    async def run(self, stop: anyio.Event) -> None:
+        """
+        Work until asked to stop, then drain.
+
+        Raises:
+            LeaseLostError: the lease is gone; every handler has been cancelled and nothing of it was written.
+        """
+        async with background_tasks() as group:
+            self._slots.open(group)
+            repeat = self._supervisor.repeat
+            group.start_soon(repeat, "guard", self._guard.guard_step)
+            group.start_soon(repeat, "settle", self._completions.settle_step)
+            group.start_soon(repeat, "watch", self._watch.watch_step)
+            group.start_soon(repeat, "maintain", self._maintain_step)
+            async with background_tasks() as intake:
+                intake.start_soon(repeat, "claim", self._claimer.claim_step)
+                intake.start_soon(repeat, "timers", self._timers.fire_step)
+                intake.start_soon(repeat, "give_back", self._slots.give_back_step)
+                await stop.wait()
+                intake.cancel_scope.cancel()
+            await self._drain()
+            group.cancel_scope.cancel()
+
+    async def _drain(self) -> None:
+        """Give back what has not started, let running jobs end within their grace period, write what came of them."""
+        for claim in (*self._timers.take_all(), *self._slots.take_line()):
+            self._completions.add(Settlement(claim=claim, outcome=Outcome.RELEASED))
+        if not await self._slots.wait_until_idle(self._settings.grace_period):
+            self._slots.cancel_all()
+            await self._slots.wait_until_idle(CLEAN_UP_SECONDS)
+        await self._completions.wait_until_empty(CLEAN_UP_SECONDS)
+
+    async def _maintain_step(self) -> None:
+        await self._store.maintain(self._retentions)
+        await self._clock.sleep(MAINTENANCE_SECONDS)

@@ -1,0 +1,171 @@
+"""Where jobs run: a bounded number at once, the others in a short line."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import anyio
+from anyio.abc import TaskGroup
+
+from eventflow.clock import Clock, Wakeup
+from eventflow.failpoints import failpoint
+from eventflow.ids import JobId
+from eventflow.jobs.records import ClaimedJob, Outcome, Settlement
+from eventflow.jobs.runner import JobRunner
+from eventflow.jobs.worker.completion import Completions
+from eventflow.jobs.worker.store_time import StoreTime
+
+log = logging.getLogger("eventflow.worker")
+
+
+class RunningJob:
+    """A job in a slot; *ending* is what its cancellation means."""
+
+    def __init__(self, claim: ClaimedJob) -> None:
+        self.claim = claim
+        self.scope = anyio.CancelScope()
+        self.ending = Outcome.RELEASED
+
+    def cancel(self, ending: Outcome) -> None:
+        """Cancel the handler; if it ends by that, the claim ends so."""
+        self.ending = ending
+        self.scope.cancel()
+
+
+class Slots:
+    """
+    Runs due jobs, each in one of a fixed number of slots.
+
+    Args:
+        concurrency: The number of slots.
+        runner: Runs one job.
+        completions: Takes what came of it.
+        freed: Called whenever there is room again.
+        finished: Called once for every job that left its slot.
+        patience: Seconds a due job may stand in line before it goes back to the store, for others to take.
+    """
+
+    def __init__(
+        self,
+        *,
+        concurrency: int,
+        runner: JobRunner,
+        completions: Completions,
+        store_time: StoreTime,
+        clock: Clock,
+        patience: float,
+        freed: Callable[[], None],
+        finished: Callable[[], None],
+    ) -> None:
+        self._concurrency = concurrency
+        self._runner = runner
+        self._completions = completions
+        self._store_time = store_time
+        self._clock = clock
+        self._patience = patience
+        self._freed = freed
+        self._finished = finished
+        self._line: deque[tuple[ClaimedJob, float]] = deque()
+        self._line_formed = Wakeup(clock)
+        self._running: dict[JobId, RunningJob] = {}
+        self._occupied = 0
+        self._idle = Wakeup(clock)
+        self._group: TaskGroup | None = None
+
+    def open(self, group: TaskGroup) -> None:
+        """Run jobs as tasks of this group from now on."""
+        self._group = group
+
+    @property
+    def free(self) -> int:
+        """Slots without a job."""
+        return self._concurrency - self._occupied
+
+    @property
+    def in_line(self) -> int:
+        """Due jobs that wait for a slot."""
+        return len(self._line)
+
+    def ids(self) -> Iterator[JobId]:
+        """The jobs here, running or in line."""
+        yield from self._running
+        yield from (claim.id for claim, _ in self._line)
+
+    def put(self, claims: Iterable[ClaimedJob]) -> None:
+        """Run these jobs, which are due, as slots allow; in this order."""
+        assert self._group is not None
+        for claim in claims:
+            self._line.append((claim, self._clock.monotonic()))
+            if self._occupied < self._concurrency:
+                self._occupied += 1
+                self._group.start_soon(self._occupy)
+            else:
+                self._line_formed.set()
+
+    def find(self, job_id: JobId) -> RunningJob | None:
+        """The job, if it runs here."""
+        return self._running.get(job_id)
+
+    def take(self, job_id: JobId) -> ClaimedJob | None:
+        """Take a job out of the line."""
+        for place in self._line:
+            if place[0].id == job_id:
+                self._line.remove(place)
+                return place[0]
+        return None
+
+    def take_line(self) -> list[ClaimedJob]:
+        """Take all jobs out of the line."""
+        taken = [claim for claim, _ in self._line]
+        self._line.clear()
+        return taken
+
+    async def give_back_step(self) -> None:
+        """Return jobs that stood in line for too long: another worker may have a free slot."""
+        await self._line_formed.wait()
+        while self._line:
+            oldest_since = self._line[0][1]
+            await self._clock.sleep(max(0.0, oldest_since + self._patience - self._clock.monotonic()))
+            until = self._clock.monotonic() - self._patience
+            while self._line and self._line[0][1] <= until:
+                claim, _ = self._line.popleft()
+                self._completions.add(Settlement(claim=claim, outcome=Outcome.RELEASED))
+
+    async def wait_until_idle(self, seconds: float) -> bool:
+        """Wait for all running jobs to end; false if that took longer."""
+        with self._clock.deadline(seconds):
+            while self._occupied:
+                await self._idle.wait()
+        return not self._occupied
+
+    def cancel_all(self) -> None:
+        """Cancel every handler; their claims are released."""
+        for job in list(self._running.values()):
+            job.cancel(Outcome.RELEASED)
+
+    async def _occupy(self) -> None:
+        try:
+            while self._line:
+                await self._run(self._line.popleft()[0])
+        finally:
+            self._occupied -= 1
+            if not self._occupied:
+                self._idle.set()
+            self._freed()
+
+    async def _run(self, claim: ClaimedJob) -> None:
+        failpoint("job.starting")
+        job = self._running[claim.id] = RunningJob(claim)
+        started_us = self._store_time.bound_us()
+        settlement = None
+        try:
+            with job.scope:
+                settlement = await self._runner.run(claim, started_us=started_us)
+        finally:
+            del self._running[claim.id]
+        failpoint("job.ran")
+        if settlement is None:  # cancelled by us, and the handler gave way
+            settlement = Settlement(claim=claim, outcome=job.ending, started_us=started_us, retention_days=1)
+        self._completions.add(settlement)
+        self._finished()
+        self._freed()
