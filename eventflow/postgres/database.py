@@ -1,0 +1,136 @@
+"""One process's share of one database: its connections, and what works over them."""
+
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from random import Random
+from typing import Any
+
+import anyio
+import asyncpg
+
+from eventflow.clock import Clock
+from eventflow.jobs import JobEncoder
+from eventflow.postgres.connection import CONNECT_SECONDS, Connect, Lane, connector
+from eventflow.postgres.job_store import NOTIFY_WITHIN_US, PostgresJobStore
+from eventflow.postgres.notifier import Notifier
+from eventflow.postgres.presence import PostgresPresence
+from eventflow.postgres.scheduler import PostgresJobScheduler
+from eventflow.postgres.statements import DEFAULT_SCHEMA, check_schema
+from eventflow.postgres.transactions import Pool, PooledConnection, Transactions
+from eventflow.supervision import Supervisor, background_tasks
+
+DEFAULT_POOL_SIZE = 4
+CLOSE_SECONDS = 3.0
+
+
+class PostgresDatabase:
+    """
+    What one process needs of one database.
+
+    A process that schedules has up to 3 connections (inserting, looking, notifying) and the pool's; a worker 4
+    more (claiming, ending claims, beating, listening). Each is opened when first needed.
+
+    Attributes:
+        store: The job store.
+    """
+
+    def __init__(self, pool: Pool, connect: Connect, listen: Connect, schema: str, clock: Clock, rng: Random) -> None:
+        self._pool = pool
+        self._connect = connect
+        self._listen = listen
+        self._schema = schema
+        self._clock = clock
+        self._rng = rng
+        self._notifying = Lane(connect, schema)
+        self._notifier = Notifier(self._notifying, schema, clock)
+        self._wake_here: Callable[[], None] = lambda: None
+        self.store = PostgresJobStore(connect, schema, wake=self._wake, signal=self._notifier.signal)
+        self._transactions = Transactions(pool, schema, committed=self._committed)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        dsn: str,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        listen_dsn: str | None = None,
+        pool_size: int = DEFAULT_POOL_SIZE,
+        clock: Clock,
+        rng: Random,
+        **options: Any,
+    ) -> AsyncGenerator["PostgresDatabase"]:
+        """
+        Connect, and check that tables and code fit.
+
+        Args:
+            dsn: A libpq address.
+            schema: Where the tables are.
+            listen_dsn: For LISTEN, if *dsn* leads through a pooler in transaction mode.
+            pool_size: Most connections that ``transaction()`` uses at once.
+            options: Further arguments of ``asyncpg.connect``, such as ``statement_cache_size=0`` for a pooler.
+
+        Raises:
+            DatabaseUnavailableError: the database cannot be reached.
+            SchemaVersionError: tables and code do not fit.
+        """
+        check_schema(schema)
+        pool = asyncpg.create_pool(
+            dsn,
+            min_size=0,
+            max_size=pool_size,
+            server_settings={"application_name": f"eventflow transactions {os.getpid()}"},
+            timeout=CONNECT_SECONDS,
+            **options,
+        )
+        connect = connector(dsn, name="jobs", **options)
+        listen = connector(listen_dsn or dsn, name="listen", **options)
+        database = cls(pool, connect, listen, schema, clock, rng)
+        try:
+            async with background_tasks() as group:
+                await database.store.check_version()
+                await pool
+                group.start_soon(Supervisor(clock, rng).repeat, "notify", database._notifier.notify_step)
+                yield database
+                group.cancel_scope.cancel()
+        finally:
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                await database._close()
+            pool.terminate()
+
+    def scheduler(self, encoder: JobEncoder) -> PostgresJobScheduler:
+        """The scheduler for jobs and commands that *encoder* knows."""
+        return PostgresJobScheduler(self.store, encoder, self._transactions)
+
+    def presence(self, heartbeat_interval: float) -> PostgresPresence:
+        """What keeps a worker of this process alive in the eyes of others."""
+        return PostgresPresence(
+            self._connect,
+            self._listen,
+            self._schema,
+            heartbeat_interval=heartbeat_interval,
+            clock=self._clock,
+            rng=self._rng,
+        )
+
+    def transaction(self) -> AbstractAsyncContextManager[PooledConnection]:
+        """A connection in a transaction; see :meth:`Transactions.begin`."""
+        return self._transactions.begin()
+
+    def on_wake(self, wake: Callable[[], None]) -> None:
+        """A worker in this process: it is woken directly, the others by notification."""
+        self._wake_here = wake
+
+    def _wake(self) -> None:
+        self._wake_here()
+        self._notifier.mark()
+
+    def _committed(self, soonest_us: int) -> None:
+        if soonest_us < NOTIFY_WITHIN_US:
+            self._wake()
+
+    async def _close(self) -> None:
+        await self._notifying.close()
+        await self.store.close()
+        await self._pool.close()

@@ -1,0 +1,343 @@
+"""The job store on Postgres."""
+
+from collections.abc import Callable, Sequence
+
+import asyncpg
+
+from eventflow.errors import CommitUnknownError, DatabaseUnavailableError, LeaseLostError
+from eventflow.failpoints import failpoint
+from eventflow.ids import JobId, WorkerId
+from eventflow.jobs import (
+    CancelOutcome,
+    ClaimBatch,
+    ClaimedJob,
+    Interest,
+    JobRecord,
+    JobState,
+    NewJob,
+    Outcome,
+    Peer,
+    RescheduleOutcome,
+    Settlement,
+    Signal,
+    Tick,
+    WorkerRecord,
+)
+from eventflow.postgres.connection import Connect, Connection, Lane
+from eventflow.postgres.group_insert import GroupInsert
+from eventflow.postgres.migrator import check_version
+from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_row, insert_arguments, job_record
+from eventflow.postgres.statements import statement
+from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
+from eventflow.scheduling import Due
+
+COPY_FROM = 300
+"""Jobs from which on COPY is faster than arrays."""
+NOTIFY_WITHIN_US = 1_500_000
+"""Workers look by themselves once a second, so a job due later than this needs no notification."""
+
+
+class PostgresJobStore:
+    """
+    A :class:`~eventflow.jobs.store.JobStore` on Postgres.
+
+    It has a connection for each thing that must not wait for another: inserting, claiming, ending claims, and
+    looking. Each is opened when first used.
+
+    Args:
+        connect: Opens a connection.
+        schema: Where the tables are.
+        wake: Called after a commit that workers should know of.
+        signal: Called after something was asked of a claimed job.
+        looking: The connection for looking, if the caller has one to share.
+    """
+
+    def __init__(
+        self,
+        connect: Connect,
+        schema: str,
+        *,
+        wake: Callable[[], None] = lambda: None,
+        signal: Callable[[], None] = lambda: None,
+        looking: Lane | None = None,
+    ) -> None:
+        self._schema = schema
+        self._wake = wake
+        self._signal = signal
+        self._inserting = Lane(connect, schema)
+        self._claiming = Lane(connect, schema)
+        self._settling = Lane(connect, schema)
+        self._looking = looking or Lane(connect, schema)
+        self._group = GroupInsert(self._insert_now)
+        self._queue_ids: dict[str, int] = {}
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for lane in (self._inserting, self._claiming, self._settling, self._looking):
+            await lane.close()
+
+    async def check_version(self) -> None:
+        """Raise :class:`SchemaVersionError` unless tables and code fit."""
+        async with self._looking.connection() as connection:
+            await check_version(connection, self._schema)
+
+    def _sql(self, name: str) -> str:
+        return statement(name, self._schema)
+
+    # Scheduling
+
+    async def insert(self, jobs: Sequence[NewJob]) -> None:
+        await self._group.insert(jobs)
+
+    async def _insert_now(self, jobs: Sequence[NewJob]) -> None:
+        """Insert and commit, and resolve a commit whose answer was lost."""
+        queue_ids = await self._queues(jobs)
+        sent = False
+        try:
+            async with self._inserting.connection() as connection:
+                sent = True
+                failpoint("insert.sending")
+                soonest_us = await self._write(connection, jobs, queue_ids)
+                failpoint("insert.committed")
+        except DatabaseUnavailableError as exc:
+            if not sent or exc.__cause__ is None or not may_have_committed(exc.__cause__):
+                raise
+            if not await self._exist(jobs):
+                raise CommitUnknownError([job.id for job in jobs]) from exc
+            soonest_us = 0
+        if soonest_us < NOTIFY_WITHIN_US:
+            self._wake()
+
+    async def insert_in(self, connection: Connection, jobs: Sequence[NewJob]) -> int:
+        """
+        Add jobs in the caller's transaction; returns the microseconds until the first of them is ready.
+
+        Errors of the transaction are the caller's to roll back.
+        """
+        queue_ids = await self._queues(jobs)
+        try:
+            return await self._write(connection, jobs, queue_ids)
+        except DRIVER_ERRORS as exc:
+            raise translate(exc, self._schema) from exc
+
+    async def notify_in(self, connection: Connection) -> None:
+        """Wake workers with the commit of the caller's transaction."""
+        try:
+            await connection.execute(self._sql("notify_workers"), "")
+        except DRIVER_ERRORS as exc:
+            raise translate(exc, self._schema) from exc
+
+    async def _write(self, connection: Connection, jobs: Sequence[NewJob], queue_ids: dict[str, int]) -> int:
+        if len(jobs) < COPY_FROM:
+            soonest_us: int = await connection.fetchval(self._sql("insert_jobs"), *insert_arguments(jobs, queue_ids))
+            return soonest_us
+        now_us: int = await connection.fetchval("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        await connection.copy_records_to_table(
+            "job",
+            schema_name=self._schema,
+            columns=COPY_COLUMNS,
+            records=(copy_row(job, queue_ids[job.queue], now_us) for job in jobs),
+            timeout=600,
+        )
+        return min(d.at_us - now_us if d.at_us is not None else d.delay_us or 0 for d in (job.due for job in jobs))
+
+    async def _queues(self, jobs: Sequence[NewJob]) -> dict[str, int]:
+        for queue in {job.queue for job in jobs} - self._queue_ids.keys():
+            row = await self._looking.fetchrow(self._sql("ensure_queue"), queue)
+            assert row is not None
+            self._queue_ids[queue] = row["id"]
+        return self._queue_ids
+
+    async def _exist(self, jobs: Sequence[NewJob]) -> bool:
+        """Whether an insert whose answer was lost was committed; false if it cannot be told."""
+        try:
+            rows = await self._inserting.fetch(self._sql("select_existing_jobs"), [job.id.uuid for job in jobs])
+        except DatabaseUnavailableError:
+            return False
+        return bool(rows)
+
+    async def cancel(self, job_id: JobId) -> CancelOutcome:
+        row = await self._looking.fetchrow(self._sql("cancel_job"), job_id.uuid)
+        if row is not None and row["cancelled"]:
+            return CancelOutcome.CANCELLED
+        if row is None or not row["requested"]:
+            return CancelOutcome.NOT_FOUND
+        self._signal()
+        return CancelOutcome.REQUESTED
+
+    async def reschedule(self, job_id: JobId, due: Due) -> RescheduleOutcome:
+        row = await self._looking.fetchrow(self._sql("reschedule_job"), job_id.uuid, due.at_us, due.delay_us)
+        if row is not None and row["rescheduled"]:
+            self._wake()
+            return RescheduleOutcome.RESCHEDULED
+        if row is None or not row["requested"]:
+            return RescheduleOutcome.NOT_FOUND
+        self._signal()
+        return RescheduleOutcome.REQUESTED
+
+    async def get(self, job_id: JobId) -> JobRecord | None:
+        row = await self._looking.fetchrow(self._sql("find_jobs"), job_id.uuid, None, None, None, 1)
+        return None if row is None else job_record(row)
+
+    async def find(
+        self, *, state: JobState | None = None, queue: str | None = None, name: str | None = None, limit: int = 100
+    ) -> Sequence[JobRecord]:
+        rows = await self._looking.fetch(
+            self._sql("find_jobs"), None, None if state is None else state.value, queue, name, limit
+        )
+        return [job_record(row) for row in rows]
+
+    # Working
+
+    async def open_worker(self, worker: WorkerRecord) -> None:
+        queues = None if worker.queues is None else list(worker.queues)
+        await self._looking.fetch(
+            self._sql("open_worker"),
+            worker.id.uuid,
+            worker.host,
+            worker.pid,
+            worker.version,
+            queues,
+            worker.concurrency,
+        )
+
+    async def beat(self, worker_id: WorkerId, session: tuple[int, str] | None = None) -> bool:
+        """*session*: the advisory lock that shows the worker's process to be there, and the server it is on."""
+        key, server = session or (None, None)
+        row = await self._looking.fetchrow(self._sql("beat_worker"), worker_id.uuid, key, server)
+        return row is not None
+
+    async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
+        row = await self._looking.fetchrow(
+            self._sql("tick_worker"), worker_id.uuid, interest.queues, interest.names, interest.versions
+        )
+        assert row is not None
+        peers = zip(row["peers"], row["beats"], row["gone"], strict=True)
+        signals = zip(row["signal_jobs"], row["signal_claims"], row["signal_kinds"], row["signal_dues"], strict=True)
+        return Tick(
+            now_us=row["now_us"],
+            next_us=row["next_us"],
+            open=row["open"],
+            server=row["server"],
+            peers=[Peer(WorkerId.of(peer), beat, gone) for peer, beat, gone in peers],
+            signals=[Signal(JobId.of(job), claim_no, kind, due_us) for job, claim_no, kind, due_us in signals],
+        )
+
+    async def claim(
+        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int
+    ) -> ClaimBatch:
+        rows = await self._claiming.fetch(
+            self._sql("claim_jobs"),
+            worker_id.uuid,
+            interest.queues,
+            interest.names,
+            interest.versions,
+            ready,
+            ahead,
+            horizon_us,
+        )
+        answer = rows[0]
+        if not answer["open"]:
+            raise LeaseLostError(f"{worker_id} has been closed")
+        return ClaimBatch(
+            answer["now_us"], [claimed_job(row) for row in rows if row["id"] is not None], answer["next_us"]
+        )
+
+    async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
+        rows = await self._claiming.fetch(self._sql("select_claims"), worker_id.uuid, [job_id.uuid for job_id in known])
+        return [claimed_job(row) for row in rows]
+
+    async def settle(self, worker_id: WorkerId, settlements: Sequence[Settlement]) -> set[JobId]:
+        ended: list[Settlement] = []
+        waiting: list[Settlement] = []
+        dead: list[Settlement] = []
+        for settlement in settlements:
+            if settlement.outcome in (Outcome.RETRY, Outcome.RELEASED):
+                waiting.append(settlement)
+            else:
+                (dead if settlement.outcome is Outcome.DEAD else ended).append(settlement)
+        follow_ups = [job for settlement in ended for job in settlement.follow_ups]
+        queue_ids = await self._queues(follow_ups)
+        async with self._settling.connection() as connection:
+            if ended and not (waiting or dead or follow_ups):
+                return await self._complete(connection, worker_id, ended)  # most batches: one statement
+            async with connection.transaction():
+                settled = await self._complete(connection, worker_id, ended) if ended else set[JobId]()
+                settled |= await self._return(connection, worker_id, waiting) if waiting else set[JobId]()
+                settled |= await self._bury(connection, worker_id, dead) if dead else set[JobId]()
+                follow_ups = [job for s in ended if s.claim.id in settled for job in s.follow_ups]
+                failpoint("settle.follow_ups")
+                if follow_ups:
+                    await self._write(connection, follow_ups, queue_ids)
+        if follow_ups or waiting:
+            self._wake()
+        return settled
+
+    async def _complete(
+        self, connection: Connection, worker_id: WorkerId, settlements: Sequence[Settlement]
+    ) -> set[JobId]:
+        rows = await connection.fetch(
+            self._sql("complete_jobs"),
+            worker_id.uuid,
+            [s.claim.id.uuid for s in settlements],
+            [s.claim.claim_no for s in settlements],
+            [s.outcome.value for s in settlements],
+            [s.started_us for s in settlements],
+            [s.retention_days for s in settlements],
+            [s.error for s in settlements],
+        )
+        return _job_ids(rows)
+
+    async def _return(
+        self, connection: Connection, worker_id: WorkerId, settlements: Sequence[Settlement]
+    ) -> set[JobId]:
+        rows = await connection.fetch(
+            self._sql("return_jobs"),
+            worker_id.uuid,
+            [s.claim.id.uuid for s in settlements],
+            [s.claim.claim_no for s in settlements],
+            [None if s.due is None else s.due.at_us for s in settlements],
+            [None if s.due is None else s.due.delay_us for s in settlements],
+            [int(s.outcome is Outcome.RELEASED) for s in settlements],
+            [s.started_us for s in settlements],
+            [s.error for s in settlements],
+        )
+        return _job_ids(rows)
+
+    async def _bury(self, connection: Connection, worker_id: WorkerId, settlements: Sequence[Settlement]) -> set[JobId]:
+        rows = await connection.fetch(
+            self._sql("bury_jobs"),
+            worker_id.uuid,
+            [s.claim.id.uuid for s in settlements],
+            [s.claim.claim_no for s in settlements],
+            [s.reason or "error" for s in settlements],
+            [s.started_us for s in settlements],
+            [s.error for s in settlements],
+        )
+        return _job_ids(rows)
+
+    async def rescue(self, peer: Peer) -> int | None:
+        return await self._close_worker(peer.worker_id, beat=peer.beat, crashed=True)
+
+    async def close_worker(self, worker_id: WorkerId) -> int:
+        return await self._close_worker(worker_id, beat=None, crashed=False) or 0
+
+    async def _close_worker(self, worker_id: WorkerId, *, beat: int | None, crashed: bool) -> int | None:
+        async with self._looking.connection() as connection, connection.transaction():
+            failpoint("rescue.closing")
+            if await connection.fetchval(self._sql("close_worker"), worker_id.uuid, beat) is None:
+                return None
+            failpoint("rescue.closed")
+            released: int = await connection.fetchval(self._sql("release_claims"), worker_id.uuid, crashed)
+        failpoint("rescue.committed")
+        if released:
+            self._wake()
+        return released
+
+    async def maintain(self, retention_days: Sequence[int]) -> None:
+        await self._looking.fetch(self._sql("maintain_history"), list(retention_days))
+        await self._looking.fetch(self._sql("delete_closed_workers"))
+
+
+def _job_ids(rows: Sequence[asyncpg.Record]) -> set[JobId]:
+    return {JobId.of(str(row["id"])) for row in rows}

@@ -1,0 +1,147 @@
+"""Between records and the driver's values."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from eventflow.clock import to_datetime
+from eventflow.ids import JobId, WorkerId
+from eventflow.jobs import ClaimedJob, JobRecord, JobState, NewJob
+
+
+def insert_arguments(jobs: Sequence[NewJob], queue_ids: Mapping[str, int]) -> tuple[list[Any], ...]:
+    """The parallel arrays of ``insert_jobs.sql``."""
+    return (
+        [job.id.uuid for job in jobs],
+        [queue_ids[job.queue] for job in jobs],
+        [job.priority for job in jobs],
+        [job.due.at_us for job in jobs],
+        [job.due.delay_us for job in jobs],
+        [job.name for job in jobs],
+        [job.version for job in jobs],
+        [job.payload.decode() for job in jobs],
+        [job.headers.decode() for job in jobs],
+        [array_literal(job.tags) for job in jobs],
+        [job.aggregate_id for job in jobs],
+        [job.key for job in jobs],
+        [None if job.retry is None else job.retry.decode() for job in jobs],
+        [job.timeout_us for job in jobs],
+    )
+
+
+COPY_COLUMNS = (
+    "id",
+    "queue_id",
+    "priority",
+    "due_at",
+    "ready_at",
+    "created_at",
+    "name",
+    "version",
+    "payload",
+    "headers",
+    "tags",
+    "aggregate_id",
+    "key",
+    "retry",
+    "timeout_us",
+)
+
+
+def copy_row(job: NewJob, queue_id: int, now_us: int) -> tuple[Any, ...]:
+    """One row of a COPY into ``job``, whose delays count from *now_us*, the database's time just before."""
+    due_us = job.due.at_us if job.due.at_us is not None else now_us + (job.due.delay_us or 0)
+    return (
+        job.id.uuid,
+        queue_id,
+        job.priority,
+        to_datetime(due_us),
+        to_datetime(max(due_us, now_us)),
+        to_datetime(now_us),
+        job.name,
+        job.version,
+        job.payload.decode(),
+        job.headers.decode(),
+        list(job.tags) or None,
+        job.aggregate_id,
+        job.key,
+        None if job.retry is None else job.retry.decode(),
+        job.timeout_us,
+    )
+
+
+def array_literal(tags: Sequence[str]) -> str | None:
+    r"""
+    Texts as a Postgres array literal; nothing for no tags.
+
+    >>> array_literal(["plain", 'with "quotes" and \\'])
+    '{"plain","with \\"quotes\\" and \\\\"}'
+    """
+    if not tags:
+        return None
+    quoted = (tag.replace("\\", "\\\\").replace('"', '\\"') for tag in tags)
+    return "{" + ",".join(f'"{tag}"' for tag in quoted) + "}"
+
+
+def claimed_job(row: asyncpg.Record) -> ClaimedJob:
+    """A row of ``claim_jobs.sql`` or ``select_claims.sql``."""
+    return ClaimedJob(
+        JobId.of(str(row["id"])),
+        row["claim_no"],
+        row["attempt"],
+        row["crashes"],
+        row["due_us"],
+        row["ready_us"],
+        row["name"],
+        row["version"],
+        row["payload"],
+        row["headers"],
+        row["retry"],
+        row["timeout_us"],
+    )
+
+
+def job_record(row: asyncpg.Record) -> JobRecord:
+    """A row of ``find_jobs.sql``."""
+    return JobRecord(
+        id=JobId.of(str(row["id"])),
+        state=JobState(row["state"]),
+        name=row["name"],
+        version=row["version"],
+        queue=row["queue"] or "",
+        priority=row["priority"],
+        due_at=to_datetime(row["due_us"]),
+        created_at=to_datetime(row["created_us"]),
+        payload=_json(row["payload"]),
+        headers=_json(row["headers"]) or {},
+        tags=tuple(row["tags"] or ()),
+        aggregate_id=row["aggregate_id"],
+        key=row["key"],
+        attempt=row["attempt"],
+        crashes=row["crashes"],
+        claim_no=row["claim_no"],
+        past_attempts=[_attempt(attempt) for attempt in _json(row["past_attempts"]) or ()],
+        ready_at=None if row["ready_us"] is None else to_datetime(row["ready_us"]),
+        worker_id=None if row["worker_id"] is None else WorkerId.of(str(row["worker_id"])),
+        started_at=None if row["started_us"] is None else to_datetime(row["started_us"]),
+        ended_at=None if row["ended_us"] is None else to_datetime(row["ended_us"]),
+        reason=row["reason"],
+        error=_json(row["error"]),
+    )
+
+
+def _attempt(attempt: dict[str, Any]) -> dict[str, Any]:
+    worker = attempt.get("worker")
+    return {**attempt, "worker": None if worker is None else WorkerId.of(worker)}
+
+
+def _json(text: str | None) -> Any:
+    """Parsed JSON; text that our parser refuses (Postgres allows a little more) is shown as it is."""
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return text

@@ -1,0 +1,23 @@
+-- Keep a job from running: a waiting one ends in the history, the worker of a claimed one is asked.
+--   $1 id uuid
+-- Returns one row: cancelled, requested. Cancelled jobs are kept for a day.
+WITH cancelled AS (
+    DELETE FROM eventflow.job WHERE id = $1 RETURNING *
+), kept AS (
+    INSERT INTO eventflow.job_history (
+        id, expires_on, state, queue_id, priority, due_at, created_at, name, version, payload, headers, tags,
+        aggregate_id, key, batch_id, attempt, crashes, claim_no, past_attempts, finished_at
+    )
+    SELECT
+        id, (statement_timestamp() AT TIME ZONE 'UTC')::date + 1, 'cancelled', queue_id, priority, due_at, created_at,
+        name, version, payload, headers, tags, aggregate_id, key, batch_id, attempt, crashes, claim_no, past_attempts,
+        statement_timestamp()
+    FROM cancelled
+    WHERE eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
+), requested AS (
+    INSERT INTO eventflow.signal (worker_id, job_id, claim_no, kind)
+    SELECT worker_id, id, claim_no, 'cancel' FROM eventflow.running WHERE id = $1
+    ON CONFLICT (worker_id, job_id, kind) DO UPDATE SET claim_no = excluded.claim_no
+    RETURNING job_id
+)
+SELECT EXISTS (SELECT FROM cancelled) AS cancelled, EXISTS (SELECT FROM requested) AS requested;

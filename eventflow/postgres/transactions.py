@@ -1,0 +1,93 @@
+"""Transactions of the user, and what is scheduled in them."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import asyncpg
+
+from eventflow.errors import CommitUnknownError, DatabaseUnavailableError
+from eventflow.ids import JobId
+from eventflow.postgres.translation import DRIVER_ERRORS, translate
+
+PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+ACQUIRE_SECONDS = 30.0
+"""How long a transaction may wait for a connection of the pool."""
+
+
+class Transaction:
+    """What was scheduled in one open transaction."""
+
+    def __init__(self) -> None:
+        self.ids: list[JobId] = []
+        self.soonest_us: int | None = None
+
+    def add(self, ids: Sequence[JobId], soonest_us: int) -> None:
+        """These jobs were written; the first is ready in so many microseconds."""
+        self.ids.extend(ids)
+        self.soonest_us = soonest_us if self.soonest_us is None else min(self.soonest_us, soonest_us)
+
+
+class Transactions:
+    """
+    Opens transactions on pooled connections, and knows those that are open.
+
+    Args:
+        pool: Where connections come from.
+        committed: Called after a commit with the time until the first job scheduled in it.
+    """
+
+    def __init__(self, pool: Pool, schema: str, *, committed: Callable[[int], None]) -> None:
+        self._pool = pool
+        self._schema = schema
+        self._committed = committed
+        self._open: dict[int, Transaction] = {}
+
+    def find(self, connection: object) -> Transaction | None:
+        """The open transaction on this connection, if it is one of ours."""
+        return self._open.get(id(connection))
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncGenerator[PooledConnection]:
+        """
+        A connection in a transaction: committed when the block ends, rolled back when it raises.
+
+        Raises:
+            DatabaseUnavailableError: there was no connection; nothing was written.
+            CommitUnknownError: the connection broke during the commit.
+        """
+        transaction = Transaction()
+        try:
+            connection = await self._pool.acquire(timeout=ACQUIRE_SECONDS)
+        except DRIVER_ERRORS as exc:
+            raise translate(exc, self._schema) from exc
+        try:
+            self._open[id(connection)] = transaction
+            scope = connection.transaction()
+            try:
+                await scope.start()
+            except DRIVER_ERRORS as exc:
+                raise translate(exc, self._schema) from exc
+            try:
+                yield connection
+            except BaseException:
+                if not connection.is_closed():
+                    await scope.rollback()
+                raise
+            await self._commit(scope, transaction)
+        finally:
+            del self._open[id(connection)]
+            await self._pool.release(connection, timeout=5)
+        if transaction.soonest_us is not None:
+            self._committed(transaction.soonest_us)
+
+    async def _commit(self, scope: asyncpg.transaction.Transaction, transaction: Transaction) -> None:
+        try:
+            await scope.commit()
+        except DRIVER_ERRORS as exc:
+            error = translate(exc, self._schema)
+            if isinstance(error, DatabaseUnavailableError) and not getattr(exc, "sqlstate", None):
+                raise CommitUnknownError(transaction.ids) from exc
+            raise error from exc
