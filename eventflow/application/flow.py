@@ -1,0 +1,220 @@
+"""The definitions of an application, collected by decorators."""
+
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from random import Random
+from typing import Any, TypeVar, overload
+
+from eventflow.application.app import App, open_app
+from eventflow.application.model import Model
+from eventflow.clock import Clock
+from eventflow.commands import AnyCommand, CommandMiddleware
+from eventflow.errors import InvalidHandlerError
+from eventflow.jobs import Job, JobOptions
+from eventflow.postgres import DEFAULT_POOL_SIZE, DEFAULT_SCHEMA
+from eventflow.retry import RetryPolicy
+from eventflow.scheduling import check_priority, check_text, check_timeout
+from eventflow.services import Services
+
+H = TypeVar("H", bound=Callable[..., Any])
+J = TypeVar("J", bound=type[Job])
+Lifespan = Callable[[Services], AbstractAsyncContextManager[None]]
+"""Opens and closes what handlers need: an async context manager that registers services."""
+
+
+@asynccontextmanager
+async def _no_lifespan(services: Services) -> AsyncGenerator[None]:
+    yield
+
+
+class EventFlow:
+    """
+    An application: its commands, handlers and jobs. Definitions only; nothing is opened until :meth:`open`.
+
+    Annotations are read when the application is opened, so definitions may stand in any order.
+
+    Args:
+        name: Shown in logs.
+        lifespan: Registers services; entered by every process that opens the flow, worker or web.
+    """
+
+    def __init__(self, name: str, *, lifespan: Lifespan = _no_lifespan) -> None:
+        self.name = name
+        self.lifespan = lifespan
+        self._definitions: list[Callable[[Model], None]] = []
+        self._included: list[EventFlow] = []
+
+    @overload
+    def command_handler(self, function: H, /) -> H: ...
+    @overload
+    def command_handler(
+        self,
+        *,
+        queue: str = "default",
+        priority: int = 1,
+        retry: RetryPolicy | None = None,
+        timeout: timedelta | None = None,
+        retention_days: int = 1,
+    ) -> Callable[[H], H]: ...
+    def command_handler(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """
+        Register ``async def handle(command: SomeCommand, context: CommandContext) -> Result``.
+
+        Which command it handles, and what it returns, is read from its annotations. A plain ``def`` runs in a
+        thread. The options are those of the jobs that publish the command.
+        """
+        job_options = _job_options(**options)
+
+        def register(handler: H) -> H:
+            self._definitions.append(lambda model: model.add_command_handler(handler, job_options))
+            return handler
+
+        return register if function is None else register(function)
+
+    @overload
+    def job(self, job_type: J, /) -> J: ...
+    @overload
+    def job(
+        self,
+        *,
+        queue: str = "default",
+        priority: int = 1,
+        retry: RetryPolicy | None = None,
+        timeout: timedelta | None = None,
+        retention_days: int = 1,
+    ) -> Callable[[J], J]: ...
+    def job(self, job_type: Any = None, /, **options: Any) -> Any:
+        """
+        Register a :class:`Job` subclass.
+
+        Args:
+            job_type: The class; left out when there are options.
+            **options: *queue*, *priority* (0 first, to 3), *retry*, *timeout* of one attempt, and
+                *retention_days* in the history (0: not kept).
+        """
+        job_options = _job_options(**options)
+
+        def register(registered: J) -> J:
+            self._definitions.append(lambda model: model.add_job(registered, job_options))
+            return registered
+
+        return register if job_type is None else register(job_type)
+
+    def upgrader(self, function: H) -> H:
+        """
+        Register ``(old: PlaceOrderV1) -> PlaceOrder``, from one stored version of a command or job to the next.
+
+        Upgraders chain. An upgraded command keeps its source id and its aggregate id.
+        """
+        self._definitions.append(lambda model: model.add_upgrader(function))
+        return function
+
+    def middleware(self, function: CommandMiddleware) -> CommandMiddleware:
+        """Register ``async (command, context, call_next) -> result``, which goes around every command handler."""
+        self._definitions.append(lambda model: model.add_middleware(function))
+        return function
+
+    def add_commands(self, *command_types: type[AnyCommand[Any]]) -> None:
+        """Name commands that this process only schedules or reads; handled ones are known by their handlers."""
+        for command_type in command_types:
+            self._definitions.append(lambda model, added=command_type: model.add_command(added))
+
+    def add_jobs(self, *job_types: type[Job]) -> None:
+        """Register jobs without options, for example those of another package."""
+        for job_type in job_types:
+            self.job(job_type)
+
+    def include(self, other: "EventFlow") -> None:
+        """Take over the definitions of another flow, as of a module; its lifespan is entered too."""
+        if self in other._all():
+            raise InvalidHandlerError(f"flow {self.name!r} cannot include {other.name!r}, which includes it")
+        self._included.append(other)
+
+    def check(self) -> Model:
+        """
+        Read all annotations and put the definitions together; what :meth:`open` does first.
+
+        Raises:
+            DefinitionError: something does not fit; the message names the function or class.
+        """
+        model = Model()
+        for flow in self._all():
+            for define in flow._definitions:
+                define(model)
+        model.check()
+        return model
+
+    def open(
+        self,
+        dsn: str | None = None,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        listen_dsn: str | None = None,
+        pool_size: int = DEFAULT_POOL_SIZE,
+        clock: Clock | None = None,
+        rng: Random | None = None,
+        **connect_options: Any,
+    ) -> AbstractAsyncContextManager[App]:
+        """
+        Open the application: ``async with flow.open() as app``.
+
+        Args:
+            dsn: Address of the database; default: ``EVENTFLOW_DSN``. ``"memory:"`` keeps jobs in this process and
+                forgets them with it; ``"instant:"`` runs each job where it is scheduled.
+            schema: Where the tables are.
+            listen_dsn: A direct address for LISTEN, if *dsn* leads through a pooler in transaction mode.
+            pool_size: Most connections that ``app.transaction()`` uses at once.
+            clock: Replaces the system's clock, for tests.
+            rng: Source of jitter.
+            connect_options: Further arguments of ``asyncpg.connect``.
+
+        Raises:
+            DefinitionError: the definitions do not fit together.
+            DatabaseUnavailableError: the database cannot be reached.
+            SchemaVersionError: its tables are missing, older or newer; see ``eventflow migrate``.
+        """
+        lifespans = [flow.lifespan for flow in self._all()]
+        return open_app(
+            self.check(),
+            lifespans,
+            dsn,
+            schema=schema,
+            listen_dsn=listen_dsn,
+            pool_size=pool_size,
+            clock=clock,
+            rng=rng,
+            **connect_options,
+        )
+
+    def _all(self) -> "list[EventFlow]":
+        """This flow and all it includes, each once."""
+        seen: list[EventFlow] = []
+
+        def walk(flow: EventFlow) -> Iterator[EventFlow]:
+            if flow not in seen:
+                seen.append(flow)
+                yield flow
+                for included in flow._included:
+                    yield from walk(included)
+
+        return list(walk(self))
+
+
+def _job_options(
+    *,
+    queue: str = "default",
+    priority: int = 1,
+    retry: RetryPolicy | None = None,
+    timeout: timedelta | None = None,
+    retention_days: int = 1,
+) -> JobOptions:
+    if not 0 <= retention_days <= 3650:
+        raise InvalidHandlerError(f"retention_days={retention_days}: 0 (not kept) to 3650")
+    return JobOptions(
+        queue=check_text("queue", queue, 100),
+        priority=check_priority(priority),
+        retry=retry or RetryPolicy(),
+        timeout=check_timeout(timeout),
+        retention_days=retention_days,
+    )

@@ -1,0 +1,74 @@
+"""What an application's definitions amount to, once they are read."""
+
+from collections.abc import Callable
+from typing import Any
+
+from eventflow.commands import AnyCommand, CommandDefinitions, CommandHandler, CommandHandlers, CommandMiddleware
+from eventflow.definitions import Definitions, describe, upgrader_types
+from eventflow.errors import InvalidHandlerError, UnknownJobDefinitionError
+from eventflow.jobs import Interest, Job, JobDefinitions, JobOptions
+from eventflow.messages import Message
+
+
+class Model:
+    """
+    The commands, handlers and jobs of an application.
+
+    Attributes:
+        handlers: One per command type.
+        middleware: Around every handler, outermost first.
+        definitions: Encodes and decodes jobs.
+    """
+
+    def __init__(self) -> None:
+        self._commands = CommandDefinitions()
+        self._jobs: Definitions[Job] = Definitions(Job, UnknownJobDefinitionError)
+        self._options: dict[type[Message], JobOptions] = {}
+        self.handlers = CommandHandlers()
+        self.middleware: list[CommandMiddleware] = []
+        self.definitions = JobDefinitions(self._jobs, self._commands, self._options)
+
+    def add_command_handler(self, function: Callable[..., Any], options: JobOptions) -> None:
+        """Register a handler and its command."""
+        handler = CommandHandler(function)
+        self.handlers.add(handler)
+        self._commands.add(handler.command_type)
+        self._options[handler.command_type] = options
+
+    def add_command(self, command_type: type[AnyCommand[Any]]) -> None:
+        """Register a command without a handler."""
+        self._commands.add(command_type)
+
+    def add_job(self, job_type: type[Job], options: JobOptions) -> None:
+        """Register a job."""
+        self._jobs.add(job_type)
+        self._options[job_type] = options
+
+    def add_middleware(self, function: CommandMiddleware) -> None:
+        """Register middleware; the first registered is the outermost."""
+        if function not in self.middleware:
+            self.middleware.append(function)
+
+    def add_upgrader(self, function: Callable[..., Any]) -> None:
+        """Register an upgrader of commands or of jobs."""
+        source, target = upgrader_types(function)
+        if issubclass(source, AnyCommand) and issubclass(target, AnyCommand):
+            self._commands.add_upgrader(function)
+        elif issubclass(source, Job) and issubclass(target, Job):
+            self._jobs.add_upgrader(function)
+        else:
+            raise InvalidHandlerError(f"{describe(function)} must lead from a command to a command, or a job to a job")
+
+    def check(self) -> None:
+        """Build what encodes and decodes; raises :class:`DefinitionError`."""
+        self._commands.check()
+        self._jobs.check()
+
+    def names(self) -> list[tuple[str, int]]:
+        """The stored names and versions that this application can run."""
+        return self.definitions.names(runnable=(handler.command_type for handler in self.handlers))
+
+    def interest(self, queues: tuple[str, ...] | None) -> Interest:
+        """What a worker of this application claims."""
+        names = self.names()
+        return Interest(queues, tuple(name for name, _ in names), tuple(version for _, version in names))
