@@ -61,7 +61,7 @@ class Definitions(Generic[M]):
         known = self._by_type.get(message_type)
         if known is not None:
             return known
-        if not (isinstance(message_type, type) and issubclass(message_type, self._base)):
+        if not _is_subclass(message_type, self._base):
             raise InvalidHandlerError(f"{message_type!r} is not a subclass of {self._base.__name__}")
         if message_type is self._base or _is_abstract(message_type):
             raise InvalidHandlerError(f"{message_type.__qualname__} is abstract and cannot be stored")
@@ -145,7 +145,7 @@ class Definitions(Generic[M]):
 
     def current(self, name: str, version: int) -> type[M]:
         """The type that a stored (name, version) is read as, once upgraded."""
-        message_type = self.by_name(name, version).type
+        message_type: type[Any] = self.by_name(name, version).type  # Any: what upgraders lead to, checked before
         while message_type in self._upgraders:
             message_type = upgrader_types(self._upgraders[message_type])[1]
         return message_type
@@ -196,6 +196,10 @@ class Definitions(Generic[M]):
                 circle = " → ".join(t.__qualname__ for t in (*seen, following))
                 raise DefinitionError(f"upgraders go in a circle: {circle}")
             seen.append(following)
+
+
+def _is_subclass(candidate: object, base: type) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, base)
 
 
 def _is_abstract(message_type: type) -> bool:

@@ -10,4 +10,4 @@ def is_async_callable(function: Callable[..., Any]) -> bool:
     """Whether calling it gives a coroutine; sees through ``functools.partial`` and callable objects."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)

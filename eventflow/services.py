@@ -1,7 +1,7 @@
 """Services for handlers: a thin typed front of svcs, closed with what they belong to."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import svcs
 
@@ -23,12 +23,12 @@ class Services:
 
     def register_value(self, service: type[T], value: T) -> None:
         """Offer *value* wherever *service* is asked for. The lifespan closes it."""
-        self._registry.register_value(service, value, enter=False)
+        self._registry.register_value(service, value, enter=False)  # pyright: ignore[reportUnknownMemberType] - svcs leaves callables open
 
     # Any: svcs takes plain, async and generator factories alike and inspects them itself
     def register_factory(self, service: type, factory: Callable[..., Any]) -> None:
         """Offer what *factory* makes (sync, async, a generator or a context manager), once per scope."""
-        self._registry.register_factory(service, factory)
+        self._registry.register_factory(service, factory)  # pyright: ignore[reportUnknownMemberType] - as above
 
     def scope(self) -> "ServiceScope":
         """The services of one job or command; use it as an async context manager."""
@@ -71,7 +71,7 @@ class ServiceScope:
             self._opened = svcs.Container(self._registry)
         return self._opened
 
-    async def __aenter__(self) -> "ServiceScope":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -4,11 +4,14 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import Random
+from typing import TypeAlias, cast
 
 import anyio
 from anyio.abc import TaskGroup
 
 from eventflow.clock import Clock
+
+_Group: TypeAlias = BaseExceptionGroup[BaseException]
 
 log = logging.getLogger("eventflow.supervision")
 
@@ -77,8 +80,8 @@ async def background_tasks() -> AsyncGenerator[TaskGroup]:
         raise leaves[0] from leaves[0].__cause__
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+def _leaves(group: _Group) -> list[BaseException]:
     leaves: list[BaseException] = []
     for error in group.exceptions:
-        leaves.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+        leaves.extend(_leaves(cast("_Group", error)) if isinstance(error, BaseExceptionGroup) else [error])
     return leaves

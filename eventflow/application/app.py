@@ -66,7 +66,7 @@ class Commands:
         notify: Notify = "after_commit",
         **options: Unpack[ScheduleOptions],
     ) -> JobId:
-        """Publish the command later, as a job: :meth:`JobScheduler.schedule` of ``PublishCommandJob.create(command)``."""
+        """Publish the command later: :meth:`JobScheduler.schedule` of ``PublishCommandJob.create(command)``."""
         job = PublishCommandJob.create(command)
         return await self._scheduler.schedule(job, connection=connection, notify=notify, **options)
 
@@ -181,7 +181,7 @@ class _Backend:
         store: JobStore | None = None,
         presence: Callable[[float], Presence] | None = None,
         database: PostgresDatabase | None = None,
-        on_wake: Callable[[Callable[[], None]], None] = lambda wake: None,
+        on_wake: Callable[[Callable[[], None]], None] = lambda _: None,
     ) -> None:
         self.scheduler = scheduler
         self.store = store

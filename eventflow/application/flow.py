@@ -24,7 +24,7 @@ Lifespan = Callable[[Services], AbstractAsyncContextManager[None]]
 
 
 @asynccontextmanager
-async def _no_lifespan(services: Services) -> AsyncGenerator[None]:
+async def _no_lifespan(_: Services) -> AsyncGenerator[None]:
     yield
 
 
@@ -46,7 +46,7 @@ class EventFlow:
         self._included: list[EventFlow] = []
 
     @overload
-    def command_handler(self, function: H, /) -> H: ...
+    def command_handler(self, function: H) -> H: ...
     @overload
     def command_handler(
         self,
@@ -57,7 +57,7 @@ class EventFlow:
         timeout: timedelta | None = None,
         retention_days: int = 1,
     ) -> Callable[[H], H]: ...
-    def command_handler(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    def command_handler(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
         """
         Register ``async def handle(command: SomeCommand, context: CommandContext) -> Result``.
 
@@ -73,7 +73,7 @@ class EventFlow:
         return register if function is None else register(function)
 
     @overload
-    def job(self, job_type: J, /) -> J: ...
+    def job(self, job_type: J) -> J: ...
     @overload
     def job(
         self,
@@ -84,7 +84,7 @@ class EventFlow:
         timeout: timedelta | None = None,
         retention_days: int = 1,
     ) -> Callable[[J], J]: ...
-    def job(self, job_type: Any = None, /, **options: Any) -> Any:
+    def job(self, job_type: Any = None, **options: Any) -> Any:
         """
         Register a :class:`Job` subclass.
 

@@ -7,6 +7,7 @@ from eventflow.commands.command import (
     DistinctCommand,
     StandaloneCommand,
     command_version,
+    is_command,
     result_type,
 )
 from eventflow.commands.context import Causation, CommandContext, FollowUps, FollowUpsFactory
@@ -29,5 +30,6 @@ __all__ = [
     "FollowUpsFactory",
     "StandaloneCommand",
     "command_version",
+    "is_command",
     "result_type",
 ]

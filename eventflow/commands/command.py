@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeGuard, TypeVar, cast
 
 import msgspec
 from typing_extensions import TypeVar as DefaultTypeVar
@@ -71,6 +71,11 @@ class DistinctCommand(Command[IdT, ResultT_co], Generic[IdT, ResultT_co]):
         return SourceId.deterministic(content)
 
 
+def is_command(message: Message) -> TypeGuard[AnyCommand[Any]]:
+    """Whether a message is a command, of whatever result."""
+    return isinstance(message, AnyCommand)
+
+
 def command_version(name: str, version: int = 1, *, aliases: Iterable[str] = ()) -> Callable[[C], C]:
     """
     Store a command under this name and version instead of (class name, 1). Subclasses do not inherit it.
@@ -101,7 +106,7 @@ def result_type(command_type: type[AnyCommand[Any]]) -> Any:  # Any: whatever an
             return type(None) if declared is None else declared
     for parent in command_type.__bases__:
         if issubclass(parent, AnyCommand) and parent not in _RESULT_POSITION:
-            return result_type(parent)
+            return result_type(cast("type[AnyCommand[Any]]", parent))
     return type(None)
 
 

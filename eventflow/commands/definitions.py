@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from eventflow.commands.command import AnyCommand, Command
+from eventflow.commands.command import AnyCommand
 from eventflow.definitions import Definition, Definitions
 from eventflow.errors import UndecodableMessageError, UnknownCommandDefinitionError
 from eventflow.ids import SourceId
@@ -35,6 +35,6 @@ class CommandDefinitions(Definitions[AnyCommand[Any]]):
 
     def _upgrade(self, message: AnyCommand[Any]) -> AnyCommand[Any]:
         upgraded = super()._upgrade(message)
-        if isinstance(message, Command) and isinstance(upgraded, Command):
-            upgraded = msgspec.structs.replace(upgraded, aggregate_id=message.aggregate_id)
-        return msgspec.structs.replace(upgraded, source_id=message.source_id)
+        identity = ("source_id", "aggregate_id")
+        fields = set(message.__struct_fields__) & set(upgraded.__struct_fields__) & set(identity)
+        return msgspec.structs.replace(upgraded, **{field: getattr(message, field) for field in fields})

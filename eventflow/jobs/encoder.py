@@ -6,9 +6,9 @@ from typing import Any
 from typing_extensions import Unpack
 
 from eventflow.clock import to_microseconds
-from eventflow.commands import AnyCommand, Causation, Command
+from eventflow.commands import Causation, is_command
 from eventflow.errors import InvalidScheduleError
-from eventflow.ids import JobId
+from eventflow.ids import Identity, JobId
 from eventflow.jobs.definitions import JobDefinitions
 from eventflow.jobs.job import Job
 from eventflow.jobs.publish_command import PublishCommandJob
@@ -95,9 +95,8 @@ def as_job(message: Message) -> Job:
     """A job as it is, a command in the job that publishes it."""
     if isinstance(message, Job):
         return message
-    if isinstance(message, AnyCommand):
-        command: AnyCommand[Any] = message
-        return PublishCommandJob.create(command)
+    if is_command(message):
+        return PublishCommandJob.create(message)
     raise InvalidScheduleError(f"only jobs and commands can be scheduled, not {message!r}")
 
 
@@ -110,7 +109,5 @@ def _checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def _aggregate_id(job: Job) -> str | None:
-    if isinstance(job, PublishCommandJob) and isinstance(job.command, Command):
-        command: Command[Any, Any] = job.command
-        return str.__str__(command.aggregate_id)
-    return None
+    aggregate_id = getattr(job.command, "aggregate_id", None) if isinstance(job, PublishCommandJob) else None
+    return str.__str__(aggregate_id) if isinstance(aggregate_id, Identity) else None

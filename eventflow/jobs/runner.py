@@ -2,9 +2,9 @@
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from random import Random
-from typing import Any
+from typing import cast
 
 import anyio
 import anyio.to_thread
@@ -69,7 +69,9 @@ class JobRunner:
             due_at = to_datetime(claim.due_us)
             cause = _cause(claim)
         except (UndecodableMessageError, UnknownDefinitionError, OverflowError, ValueError) as exc:
-            log.error("job.undecodable", extra={"job_id": claim.id, "job": claim.name, "error": str(exc)})
+            log.error(  # noqa: TRY400 - the reason says it all
+                "job.undecodable", extra={"job_id": claim.id, "job": claim.name, "error": str(exc)}
+            )
             return dead(claim, "undecodable", exc, started_us)
         options = self._definitions.options_of(job)
         buffer = self._new_buffer(cause)
@@ -92,7 +94,7 @@ class JobRunner:
             if anyio.current_effective_deadline() == float("-inf"):
                 raise
             return self._failed(claim, options, exc, started_us)  # the handler's own; nobody cancelled us
-        except BaseException as exc:  # a SystemExit of a handler is that job's failure, not the worker's
+        except BaseException as exc:  # noqa: BLE001 - a SystemExit of a handler is that job's failure, not the worker's
             return self._failed(claim, options, exc, started_us)
         return Settlement(
             claim=claim,
@@ -147,11 +149,11 @@ def describe_error(error: BaseException) -> str:
     """
     try:
         message = str(error)
-    except BaseException as exc:  # a failing __str__ must not cost the worker
+    except BaseException as exc:  # noqa: BLE001 - a failing __str__ must not cost the worker
         message = f"<its __str__ failed: {type(exc).__qualname__}>"
     try:
         trace = "".join(traceback.format_exception(error))
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: BLE001 - as above
         trace = f"<its traceback cannot be formatted: {type(exc).__qualname__}>"
     kind = f"{type(error).__module__}.{type(error).__qualname__}"
     parts = {"type": kind, "message": message, "traceback": trace}
@@ -165,10 +167,16 @@ def _storable(text: str) -> str:
     return text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "backslashreplace").decode()
 
 
+class _Headers(msgspec.Struct):
+    correlation_id: str | None = None
+
+
+_headers = msgspec.json.Decoder(_Headers)
+
+
 def _cause(claim: ClaimedJob) -> Causation:
-    headers: Any = msgspec.json.decode(claim.headers) if claim.headers else {}
-    correlation = headers.get("correlation_id") if isinstance(headers, dict) else None
-    return Causation(correlation if isinstance(correlation, str) else claim.id, claim.id)
+    headers = _headers.decode(claim.headers) if claim.headers else _Headers()
+    return Causation(headers.correlation_id or claim.id, claim.id)
 
 
 def _timeout(claim: ClaimedJob, options: JobOptions) -> float | None:
@@ -179,8 +187,6 @@ def _timeout(claim: ClaimedJob, options: JobOptions) -> float | None:
 
 async def _execute(job: Job, context: JobContext) -> None:
     if is_async_callable(job.execute):
-        outcome = job.execute(context)
-        assert outcome is not None
-        await outcome
+        await cast("Awaitable[None]", job.execute(context))  # what an `async def` returns
     else:
         await anyio.to_thread.run_sync(job.execute, context)

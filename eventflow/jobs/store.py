@@ -97,8 +97,10 @@ class JobStore(Protocol):
 
     async def rescue(self, peer: Peer) -> int | None:
         """
-        Close a worker that is as *peer* shows it, and let its jobs wait again: ready now, their attempts given
-        back, a crash counted. Returns how many; ``None``: it has beaten since, or is closed.
+        Close a worker that is as *peer* shows it, and let its jobs wait again.
+
+        They are ready now, their attempts given back, a crash counted. Returns how many they are; ``None``: the
+        worker has beaten since, or is closed.
         """
         ...
 

@@ -13,6 +13,7 @@ from eventflow.postgres.translation import DRIVER_ERRORS, translate
 T = TypeVar("T")
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+AnyConnection: TypeAlias = "Connection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Connect = Callable[[], Awaitable[Connection]]
 
 CONNECT_SECONDS = 5.0

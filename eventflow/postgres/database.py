@@ -35,7 +35,9 @@ class PostgresDatabase:
         store: The job store.
     """
 
-    def __init__(self, pool: Pool, connect: Connect, listen: Connect, schema: str, clock: Clock, rng: Random) -> None:
+    def __init__(
+        self, pool: Pool, connect: Connect, listen: Connect, *, schema: str, clock: Clock, rng: Random
+    ) -> None:
         self._pool = pool
         self._connect = connect
         self._listen = listen
@@ -86,7 +88,7 @@ class PostgresDatabase:
         )
         connect = connector(dsn, name="jobs", **options)
         listen = connector(listen_dsn or dsn, name="listen", **options)
-        database = cls(pool, connect, listen, schema, clock, rng)
+        database = cls(pool, connect, listen, schema=schema, clock=clock, rng=rng)
         try:
             async with background_tasks() as group:
                 await database.store.check_version()

@@ -68,7 +68,7 @@ class GroupInsert:
                 return
             for call in calls:  # one of them is refused: the others must not suffer
                 await self._write_all([call])
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - each caller raises it
             self._finish(calls, exc)
         else:
             self._finish(calls, None)

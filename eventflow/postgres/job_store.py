@@ -23,7 +23,7 @@ from eventflow.jobs import (
     Tick,
     WorkerRecord,
 )
-from eventflow.postgres.connection import Connect, Connection, Lane
+from eventflow.postgres.connection import AnyConnection, Connect, Connection, Lane
 from eventflow.postgres.group_insert import GroupInsert
 from eventflow.postgres.migrator import check_version
 from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_row, insert_arguments, job_record
@@ -108,7 +108,7 @@ class PostgresJobStore:
         if soonest_us < NOTIFY_WITHIN_US:
             self._wake()
 
-    async def insert_in(self, connection: Connection, jobs: Sequence[NewJob]) -> int:
+    async def insert_in(self, connection: AnyConnection, jobs: Sequence[NewJob]) -> int:
         """
         Add jobs in the caller's transaction; returns the microseconds until the first of them is ready.
 
@@ -120,14 +120,14 @@ class PostgresJobStore:
         except DRIVER_ERRORS as exc:
             raise translate(exc, self._schema) from exc
 
-    async def notify_in(self, connection: Connection) -> None:
+    async def notify_in(self, connection: AnyConnection) -> None:
         """Wake workers with the commit of the caller's transaction."""
         try:
             await connection.execute(self._sql("notify_workers"), "")
         except DRIVER_ERRORS as exc:
             raise translate(exc, self._schema) from exc
 
-    async def _write(self, connection: Connection, jobs: Sequence[NewJob], queue_ids: dict[str, int]) -> int:
+    async def _write(self, connection: AnyConnection, jobs: Sequence[NewJob], queue_ids: dict[str, int]) -> int:
         if len(jobs) < COPY_FROM:
             soonest_us: int = await connection.fetchval(self._sql("insert_jobs"), *insert_arguments(jobs, queue_ids))
             return soonest_us
@@ -143,8 +143,7 @@ class PostgresJobStore:
 
     async def _queues(self, jobs: Sequence[NewJob]) -> dict[str, int]:
         for queue in {job.queue for job in jobs} - self._queue_ids.keys():
-            row = await self._looking.fetchrow(self._sql("ensure_queue"), queue)
-            assert row is not None
+            [row] = await self._looking.fetch(self._sql("ensure_queue"), queue)
             self._queue_ids[queue] = row["id"]
         return self._queue_ids
 
@@ -208,10 +207,9 @@ class PostgresJobStore:
         return row is not None
 
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
-        row = await self._looking.fetchrow(
+        [row] = await self._looking.fetch(
             self._sql("tick_worker"), worker_id.uuid, interest.queues, interest.names, interest.versions
         )
-        assert row is not None
         peers = zip(row["peers"], row["beats"], row["gone"], strict=True)
         signals = zip(row["signal_jobs"], row["signal_claims"], row["signal_kinds"], row["signal_dues"], strict=True)
         return Tick(

@@ -75,7 +75,7 @@ async def migrate(connection: Connection, schema: str = DEFAULT_SCHEMA) -> list[
             for migration in missing:
                 await connection.execute(migration.sql, timeout=600)
                 await connection.execute(
-                    f"INSERT INTO {check_schema(schema)}.migration (version, name) VALUES ($1, $2)",
+                    f"INSERT INTO {check_schema(schema)}.migration (version, name) VALUES ($1, $2)",  # noqa: S608 - a checked name
                     migration.version,
                     migration.name,
                 )

@@ -72,7 +72,7 @@ class _PresenceThread:
         self._wake = wake
         self._main_loop = asyncio.get_running_loop()
         self._registered = anyio.Event()
-        self._heartbeat: Heartbeat | None = None
+        self._heartbeat: Heartbeat  # made in the thread, before it is registered
         self._stop_thread: Callable[[], object] | None = None
 
     async def run(self) -> None:
@@ -84,7 +84,6 @@ class _PresenceThread:
     async def ready(self) -> Lease:
         """In the worker's loop: wait until the worker is registered."""
         await self._registered.wait()
-        assert self._heartbeat is not None
         return self._heartbeat
 
     def stop(self) -> None:

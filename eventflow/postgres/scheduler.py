@@ -1,11 +1,13 @@
 """The scheduler on Postgres: the store's, and in the caller's transaction too."""
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import asyncpg
 
 from eventflow.errors import InvalidScheduleError
 from eventflow.jobs import JobEncoder, NewJob, Notify, StoreJobScheduler, SupportsExecute
+from eventflow.postgres.connection import AnyConnection
 from eventflow.postgres.job_store import PostgresJobStore
 from eventflow.postgres.transactions import Transactions
 
@@ -33,7 +35,7 @@ class PostgresJobScheduler(StoreJobScheduler):
                 raise InvalidScheduleError('notify="in_transaction" needs a connection=')
             await self._postgres.insert(jobs)
             return
-        if not isinstance(connection, asyncpg.Connection | asyncpg.pool.PoolConnectionProxy):
+        if not _is_connection(connection):
             raise InvalidScheduleError(
                 f"connection= takes an asyncpg connection, e.g. from app.transaction(), not {type(connection).__name__}"
             )
@@ -43,3 +45,7 @@ class PostgresJobScheduler(StoreJobScheduler):
             await self._postgres.notify_in(connection)
         elif transaction is not None:
             transaction.add([job.id for job in jobs], soonest_us)
+
+
+def _is_connection(candidate: object) -> TypeGuard[AnyConnection]:
+    return isinstance(candidate, asyncpg.Connection | asyncpg.pool.PoolConnectionProxy)

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import asyncpg
+from asyncpg.transaction import Transaction as DriverTransaction
 
 from eventflow.errors import CommitUnknownError, DatabaseUnavailableError
 from eventflow.ids import JobId
@@ -83,7 +84,7 @@ class Transactions:
         if transaction.soonest_us is not None:
             self._committed(transaction.soonest_us)
 
-    async def _commit(self, scope: asyncpg.transaction.Transaction, transaction: Transaction) -> None:
+    async def _commit(self, scope: DriverTransaction, transaction: Transaction) -> None:
         try:
             await scope.commit()
         except DRIVER_ERRORS as exc:

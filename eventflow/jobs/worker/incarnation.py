@@ -66,12 +66,10 @@ class Incarnation:
             store_time=store_time,
             clock=clock,
             patience=settings.queue_patience,
-            freed=lambda: self._claimer.room_changed(),
+            freed=self._room_changed,
             finished=throughput.count,
         )
-        self._timers = Timers(
-            slots=self._slots, store_time=store_time, clock=clock, fired=lambda: self._claimer.room_changed()
-        )
+        self._timers = Timers(slots=self._slots, store_time=store_time, clock=clock, fired=self._room_changed)
         self._claimer = Claimer(
             store,
             worker_id,
@@ -129,6 +127,9 @@ class Incarnation:
                 intake.cancel_scope.cancel()
             await self._drain()
             group.cancel_scope.cancel()
+
+    def _room_changed(self) -> None:
+        self._claimer.room_changed()  # made after slots and timers, which call this
 
     async def _drain(self) -> None:
         """Give back what has not started, let running jobs end within their grace period, write what came of them."""

@@ -70,7 +70,7 @@ class Slots:
         self._running: dict[JobId, RunningJob] = {}
         self._occupied = 0
         self._idle = Wakeup(clock)
-        self._group: TaskGroup | None = None
+        self._group: TaskGroup  # set by open()
 
     def open(self, group: TaskGroup) -> None:
         """Run jobs as tasks of this group from now on."""
@@ -93,7 +93,6 @@ class Slots:
 
     def put(self, claims: Iterable[ClaimedJob]) -> None:
         """Run these jobs, which are due, as slots allow; in this order."""
-        assert self._group is not None
         for claim in claims:
             self._line.append((claim, self._clock.monotonic()))
             if self._occupied < self._concurrency:
