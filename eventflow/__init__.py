@@ -40,6 +40,7 @@ from eventflow.errors import (
     UnknownCommandDefinitionError,
     UnknownDefinitionError,
     UnknownJobDefinitionError,
+    ValueRefusedError,
     WorkerError,
 )
 from eventflow.ids import Identity, JobId, SourceId, WorkerId
@@ -116,6 +117,7 @@ __all__ = [
     "UnknownCommandDefinitionError",
     "UnknownDefinitionError",
     "UnknownJobDefinitionError",
+    "ValueRefusedError",
     "Worker",
     "WorkerError",
     "WorkerId",

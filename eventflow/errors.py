@@ -24,6 +24,7 @@ EventFlowError
 └── DatabaseError
     ├── DatabaseUnavailableError
     ├── CommitUnknownError
+    ├── ValueRefusedError
     └── SchemaVersionError
 """
 
@@ -220,6 +221,10 @@ class CommitUnknownError(DatabaseError):
     def __str__(self) -> str:
         shown = ", ".join(self.ids[:3]) + (", …" if len(self.ids) > 3 else "")
         return f"the connection broke before the commit was confirmed; it may have succeeded: {shown}"
+
+
+class ValueRefusedError(DatabaseError, ValueError):
+    """The database refuses a value, as in a broken constraint; nothing of that statement was written."""
 
 
 class SchemaVersionError(DatabaseError):

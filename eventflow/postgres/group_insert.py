@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
-from eventflow.errors import DatabaseError, DatabaseUnavailableError
+from eventflow.errors import ValueRefusedError
 from eventflow.jobs import NewJob
 
 MOST_JOBS = 1000
@@ -60,9 +60,7 @@ class GroupInsert:
     async def _write_all(self, calls: list[_Call]) -> None:
         try:
             await self._write([job for call in calls for job in call.jobs])
-        except DatabaseUnavailableError as exc:
-            self._finish(calls, exc)
-        except DatabaseError as exc:
+        except ValueRefusedError as exc:
             if len(calls) == 1:
                 self._finish(calls, exc)
                 return

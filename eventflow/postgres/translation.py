@@ -2,7 +2,7 @@
 
 import asyncpg
 
-from eventflow.errors import DatabaseError, DatabaseUnavailableError, SchemaVersionError
+from eventflow.errors import DatabaseError, DatabaseUnavailableError, SchemaVersionError, ValueRefusedError
 from eventflow.postgres.statements import DEFAULT_SCHEMA
 
 _UNAVAILABLE = (
@@ -16,6 +16,7 @@ _UNAVAILABLE = (
     "57014",  # cancelled, by a timeout somebody set
     "25P03",  # idle in transaction, by a timeout somebody set
 )
+_REFUSED = ("22", "23")  # data exceptions, broken constraints
 _NO_SCHEMA = ("3F000", "42P01", "42703", "42883")
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
@@ -29,6 +30,8 @@ def translate(error: BaseException, schema: str = DEFAULT_SCHEMA) -> DatabaseErr
         return SchemaVersionError(schema, None, 0) if state in ("3F000", "42P01") else DatabaseError(str(error))
     if not state or state.startswith(_UNAVAILABLE):
         return DatabaseUnavailableError(str(error) or type(error).__name__)
+    if state.startswith(_REFUSED):
+        return ValueRefusedError(f"{state}: {error}")
     return DatabaseError(f"{state}: {error}")
 
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from eventflow.clock import Clock, Wakeup
-from eventflow.errors import DatabaseError, DatabaseUnavailableError
+from eventflow.errors import ValueRefusedError
 from eventflow.failpoints import failpoint
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs.records import Outcome, Settlement
@@ -78,9 +78,7 @@ class Completions:
         failpoint("settle.sending")
         try:
             settled = await self._store.settle(self._worker_id, taken)
-        except DatabaseUnavailableError:
-            raise
-        except DatabaseError as exc:
+        except ValueRefusedError as exc:
             settled = await self._settle_apart(taken, exc)
         failpoint("settle.committed")
         for settlement in taken:
@@ -91,16 +89,14 @@ class Completions:
                 log.warning(event, extra={"job_id": claim.id, "claim_no": claim.claim_no})
         self._uncertain.difference_update(settlement.claim.id for settlement in taken)
 
-    async def _settle_apart(self, taken: Sequence[Settlement], error: DatabaseError) -> set[JobId]:
+    async def _settle_apart(self, taken: Sequence[Settlement], error: ValueRefusedError) -> set[JobId]:
         """One of these is refused by the store: it becomes a dead letter, the others are written."""
         if len(taken) > 1:
             settled: set[JobId] = set()
             for settlement in taken:
                 try:
                     settled |= await self._store.settle(self._worker_id, [settlement])
-                except DatabaseUnavailableError:
-                    raise
-                except DatabaseError as exc:
+                except ValueRefusedError as exc:
                     settled |= await self._settle_apart([settlement], exc)
             return settled
         claim = taken[0].claim

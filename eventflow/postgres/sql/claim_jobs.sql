@@ -18,8 +18,8 @@ WITH me AS MATERIALIZED (
     WHERE ($2::text[] IS NULL OR q.name = ANY ($2::text[])) AND EXISTS (SELECT FROM me)
     ORDER BY p.priority, random()
 ), ready AS MATERIALIZED (
-    SELECT j.ctid FROM ranges AS r CROSS JOIN LATERAL (
-        SELECT w.ctid FROM eventflow.job AS w
+    SELECT j.id FROM ranges AS r CROSS JOIN LATERAL (
+        SELECT w.id FROM eventflow.job AS w
         WHERE w.queue_id = r.queue_id AND w.lane = 0 AND w.priority = r.priority AND w.parked IS NULL
           AND w.ready_at <= statement_timestamp()  -- stable, so that it bounds the index scan
           AND (w.name, w.version) IN (SELECT k.name, k.version FROM known AS k)
@@ -27,8 +27,8 @@ WITH me AS MATERIALIZED (
         FOR UPDATE SKIP LOCKED
     ) AS j LIMIT $5
 ), ahead AS MATERIALIZED (
-    SELECT j.ctid FROM ranges AS r CROSS JOIN LATERAL (
-        SELECT w.ctid FROM eventflow.job AS w
+    SELECT j.id FROM ranges AS r CROSS JOIN LATERAL (
+        SELECT w.id FROM eventflow.job AS w
         WHERE w.queue_id = r.queue_id AND w.lane = 0 AND w.priority = r.priority AND w.parked IS NULL
           AND w.ready_at > statement_timestamp()
           AND w.ready_at <= statement_timestamp() + $7::bigint * interval '1 microsecond'
@@ -45,9 +45,10 @@ WITH me AS MATERIALIZED (
         ORDER BY w.ready_at, w.id LIMIT 1
     ) AS j
 ), claimed AS (
-    -- By ctid: the rows are locked, and no plan is cheaper or can flip.
+    -- By an array, not a join, whose order would be free. By id, not by ctid: that leaves out a row which changed
+    -- between this statement's snapshot and its lock.
     DELETE FROM eventflow.job
-    WHERE ctid = ANY (ARRAY(SELECT ctid FROM ready UNION ALL SELECT ctid FROM ahead))
+    WHERE id = ANY (ARRAY(SELECT id FROM ready UNION ALL SELECT id FROM ahead))
     RETURNING *
 ), moved AS (
     INSERT INTO eventflow.running (

@@ -13,25 +13,30 @@ WITH given AS MATERIALIZED (
         FROM given WHERE retention_days > 0
     ) AS d WHERE eventflow.history_partition(d.expires_on) IS NOT NULL
 ), ended AS (
-    DELETE FROM eventflow.running AS r USING given AS g
-    WHERE r.id = g.id AND r.claim_no = g.claim_no AND r.worker_id = $1
-    RETURNING r.*, g.state, g.started_us, g.retention_days, g.error
+    -- By an array, not a join, whose order would be free: on a small table the plan would turn round.
+    DELETE FROM eventflow.running AS r
+    WHERE r.worker_id = $1 AND r.id = ANY (ARRAY(
+        SELECT g.id FROM given AS g CROSS JOIN LATERAL (
+            SELECT FROM eventflow.running AS x WHERE x.id = g.id AND x.claim_no = g.claim_no OFFSET 0
+        ) AS held
+    ))
+    RETURNING r.*
 ), kept AS (
     INSERT INTO eventflow.job_history (
         id, expires_on, state, queue_id, priority, due_at, created_at, name, version, payload, headers, tags,
         aggregate_id, key, batch_id, attempt, crashes, claim_no, past_attempts, worker_id, started_at, finished_at
     )
     SELECT
-        e.id, days.expires_on, e.state, e.queue_id, e.priority, e.due_at, e.created_at, e.name, e.version, e.payload,
+        e.id, days.expires_on, g.state, e.queue_id, e.priority, e.due_at, e.created_at, e.name, e.version, e.payload,
         e.headers, e.tags, e.aggregate_id, e.key, e.batch_id, e.attempt, e.crashes, e.claim_no,
-        CASE WHEN e.error IS NULL THEN e.past_attempts ELSE
+        CASE WHEN g.error IS NULL THEN e.past_attempts ELSE
             coalesce(e.past_attempts, '[]') || jsonb_build_object(
                 'attempt', e.attempt, 'worker', e.worker_id,
-                'started_at', timestamptz 'epoch' + e.started_us * interval '1 microsecond',
-                'ended_at', statement_timestamp(), 'outcome', e.state, 'error', e.error::jsonb)
+                'started_at', timestamptz 'epoch' + g.started_us * interval '1 microsecond',
+                'ended_at', statement_timestamp(), 'outcome', g.state, 'error', g.error::jsonb)
         END,
-        e.worker_id, timestamptz 'epoch' + e.started_us * interval '1 microsecond', statement_timestamp()
-    FROM ended AS e JOIN days USING (retention_days)
+        e.worker_id, timestamptz 'epoch' + g.started_us * interval '1 microsecond', statement_timestamp()
+    FROM ended AS e JOIN given AS g USING (id) JOIN days USING (retention_days)
 ), answered AS (
     DELETE FROM eventflow.signal WHERE worker_id = $1 AND job_id IN (SELECT id FROM ended)
 )
