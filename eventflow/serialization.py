@@ -80,7 +80,7 @@ class Codec(Generic[T]):
             raise PayloadTooLargeError(self.message_type, f"nested deeper than {MAX_DEPTH} levels")
         try:
             decoded = self._decoder.decode(data)
-        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        except Exception as exc:  # as in decode
             raise InvalidMessageError(self.message_type, str(exc)) from exc
         if decoded != message:
             raise InvalidMessageError(self.message_type, self._difference(message, decoded))
@@ -95,8 +95,9 @@ class Codec(Generic[T]):
         """
         try:
             return self._decoder.decode(data)
-        # Invalid UTF-8 and a depth beyond the interpreter's are not DecodeErrors.
-        except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        # Invalid UTF-8 and a depth beyond the interpreter's are not DecodeErrors, and a type's own
+        # __post_init__ or __new__ may raise anything.
+        except Exception as exc:
             raise UndecodableMessageError(self.message_type.__qualname__, 0, str(exc)) from exc
 
     def _difference(self, sent: T, received: T) -> str:

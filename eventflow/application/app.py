@@ -214,7 +214,9 @@ async def open_app(
         return JobBuffer(encoder, cause, write[0])
 
     bus = CommandBus(model.handlers, services=services, follow_ups=new_buffer, middleware=model.middleware)
-    runner = JobRunner(model.definitions, services=services, new_buffer=new_buffer, clock=clock, rng=rng)
+    runner = JobRunner(
+        model.definitions, invoker=model.invoker, services=services, new_buffer=new_buffer, clock=clock, rng=rng
+    )
     async with AsyncExitStack() as stack:
         if address == "instant:":
             instant = InstantJobScheduler(encoder, runner, clock)

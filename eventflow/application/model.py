@@ -6,6 +6,7 @@ from typing import Any
 from eventflow.commands import AnyCommand, CommandDefinitions, CommandHandler, CommandHandlers, CommandMiddleware
 from eventflow.definitions import Definitions, describe, upgrader_types
 from eventflow.errors import InvalidHandlerError, UnknownJobDefinitionError
+from eventflow.invocation import Invoker
 from eventflow.jobs import Interest, Job, JobDefinitions, JobOptions
 from eventflow.messages import Message
 
@@ -15,6 +16,7 @@ class Model:
     The commands, handlers and jobs of an application.
 
     Attributes:
+        invoker: Calls handlers and jobs.
         handlers: One per command type.
         middleware: Around every handler, outermost first.
         definitions: Encodes and decodes jobs.
@@ -24,13 +26,14 @@ class Model:
         self._commands = CommandDefinitions()
         self._jobs: Definitions[Job] = Definitions(Job, UnknownJobDefinitionError)
         self._options: dict[type[Message], JobOptions] = {}
+        self.invoker = Invoker()
         self.handlers = CommandHandlers()
         self.middleware: list[CommandMiddleware] = []
         self.definitions = JobDefinitions(self._jobs, self._commands, self._options)
 
     def add_command_handler(self, function: Callable[..., Any], options: JobOptions) -> None:
         """Register a handler and its command."""
-        handler = CommandHandler(function)
+        handler = CommandHandler(function, self.invoker)
         self.handlers.add(handler)
         self._commands.add(handler.command_type)
         self._options[handler.command_type] = options

@@ -97,15 +97,19 @@ def result_type(command_type: type[AnyCommand[Any]]) -> Any:  # Any: whatever an
     >>> result_type(Count)
     <class 'int'>
     """
-    for base in getattr(command_type, "__orig_bases__", ()):
+    if command_type in _RESULT_POSITION:
+        return type(None)  # derived from without parameters
+    for base in vars(command_type).get("__orig_bases__", ()):
         origin = getattr(base, "__origin__", None)
         position = _RESULT_POSITION.get(origin) if origin is not None else None
         if position is not None:
             arguments = base.__args__
             declared = arguments[position] if len(arguments) > position else None
+            if isinstance(declared, TypeVar):
+                return Any  # a generic command leaves it open
             return type(None) if declared is None else declared
     for parent in command_type.__bases__:
-        if issubclass(parent, AnyCommand) and parent not in _RESULT_POSITION:
+        if issubclass(parent, AnyCommand):
             return result_type(cast("type[AnyCommand[Any]]", parent))
     return type(None)
 

@@ -1,15 +1,13 @@
 """Command handlers: functions that decide, found by the type of command they take."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, get_origin
-
-import anyio.to_thread
 
 from eventflow.commands.command import AnyCommand, result_type
 from eventflow.commands.context import CommandContext
 from eventflow.definitions import annotations_of, describe
 from eventflow.errors import DuplicateCommandHandlerError, InvalidHandlerError, NoCommandHandlerError
-from eventflow.inspection import is_async_callable
+from eventflow.invocation import Invoker
 
 AnyHandler = Callable[[Any, CommandContext], Any]
 """(command, context) → result, or an awaitable of it. The registry pairs it with its command type."""
@@ -24,7 +22,8 @@ class CommandHandler:
             result is another than the command declares.
     """
 
-    def __init__(self, function: AnyHandler) -> None:
+    def __init__(self, function: AnyHandler, invoker: Invoker) -> None:
+        self._invoker = invoker
         self.function = function
         self.name = describe(function)
         hints = annotations_of(function)
@@ -43,14 +42,10 @@ class CommandHandler:
                 f"{self.name} returns {_shown(returned)}, but {self.command_type.__qualname__} "
                 f"declares {_shown(declared)}"
             )
-        self._is_async = is_async_callable(function)
 
     async def __call__(self, command: AnyCommand[Any], context: CommandContext) -> Any:
         """Run it; a plain function runs in a thread, which is waited for even when cancelled."""
-        if self._is_async:
-            outcome: Awaitable[Any] = self.function(command, context)
-            return await outcome
-        return await anyio.to_thread.run_sync(self.function, command, context)
+        return await self._invoker.call(self.function, command, context)
 
 
 class CommandHandlers:

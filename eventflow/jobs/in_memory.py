@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from eventflow.clock import Clock, to_datetime, to_microseconds
-from eventflow.errors import LeaseLostError
+from eventflow.errors import DatabaseError, LeaseLostError
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.records import (
@@ -76,23 +76,20 @@ class InMemoryJobStore:
 
     Args:
         clock: Its wall time is the store's time.
-        wake: Called when a job became claimable sooner than workers expect.
     """
 
-    def __init__(self, clock: Clock, wake: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._wake = wake
+        self._wakes: list[Callable[[], None]] = []
         self._rows: dict[JobId, _Row] = {}
         self._workers: dict[WorkerId, _Worker] = {}
 
     def on_wake(self, wake: Callable[[], None]) -> None:
         """Call this when there may be something to claim."""
-        self._wake = wake
+        self._wakes.append(wake)
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
-        now = self._now()
-        for job in jobs:
-            self._rows[job.id] = _Row(job, now)
+        self._add(jobs)
         self._wake()
 
     async def cancel(self, job_id: JobId) -> CancelOutcome:
@@ -133,9 +130,11 @@ class InMemoryJobStore:
         self._workers.setdefault(worker.id, _Worker(worker))
 
     async def beat(self, worker_id: WorkerId) -> bool:
-        worker = self._workers[worker_id]
-        worker.beat += worker.open
-        return worker.open
+        worker = self._workers.get(worker_id)
+        if worker is None or not worker.open:
+            return False
+        worker.beat += 1
+        return True
 
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
         worker = self._workers.get(worker_id)
@@ -174,21 +173,12 @@ class InMemoryJobStore:
         return [_claimed(row) for row in self._held_by(worker_id) if row.job.id not in known]
 
     async def settle(self, worker_id: WorkerId, settlements: Sequence[Settlement]) -> set[JobId]:
-        settled: set[JobId] = set()
-        for settlement in settlements:
-            row = self._rows.get(settlement.claim.id)
-            if (
-                row is None
-                or row.state is not JobState.RUNNING
-                or (row.worker_id, row.claim_no) != (worker_id, settlement.claim.claim_no)
-            ):
-                continue
-            self._settle(row, settlement)
-            for job in settlement.follow_ups:
-                self._rows[job.id] = _Row(job, self._now())
-            settled.add(row.job.id)
+        settled = {s.claim.id: s for s in settlements if self._holds(worker_id, s.claim)}
+        self._add([job for settlement in settled.values() for job in settlement.follow_ups])
+        for job_id, settlement in settled.items():
+            self._settle(self._rows[job_id], settlement)
         self._wake()
-        return settled
+        return set(settled)
 
     async def rescue(self, peer: Peer) -> int | None:
         worker = self._workers.get(peer.worker_id)
@@ -205,8 +195,21 @@ class InMemoryJobStore:
         for job_id in [i for i, row in self._rows.items() if row.expires_us is not None and row.expires_us <= now]:
             del self._rows[job_id]
 
+    def _wake(self) -> None:
+        for wake in self._wakes:
+            wake()
+
     def _now(self) -> int:
         return to_microseconds(self._clock.now())
+
+    def _add(self, jobs: Sequence[NewJob]) -> None:
+        """Add all of them, or none: an id that is taken is refused as a table would."""
+        now, rows = self._now(), dict[JobId, _Row]()
+        for job in jobs:
+            if job.id in self._rows or job.id in rows:
+                raise DatabaseError(f"{job.id} exists")
+            rows[job.id] = _Row(job, now)
+        self._rows.update(rows)
 
     def _claimable(self, interest: Interest) -> list[_Row]:
         known = set(zip(interest.names, interest.versions, strict=True))
@@ -220,6 +223,12 @@ class InMemoryJobStore:
 
     def _held_by(self, worker_id: WorkerId) -> list[_Row]:
         return [r for r in self._rows.values() if r.state is JobState.RUNNING and r.worker_id == worker_id]
+
+    def _holds(self, worker_id: WorkerId, claim: ClaimedJob) -> bool:
+        row = self._rows.get(claim.id)
+        if row is None or row.state is not JobState.RUNNING:
+            return False
+        return (row.worker_id, row.claim_no) == (worker_id, claim.claim_no)
 
     def _signal(self, row: _Row, kind: str, due_us: int | None) -> bool:
         if row.state is not JobState.RUNNING or row.worker_id is None:
@@ -265,6 +274,7 @@ class InMemoryJobStore:
 
     def _close(self, worker: _Worker, *, crashed: bool) -> int:
         worker.open = False
+        worker.signals.clear()
         held = self._held_by(worker.record.id)
         for row in held:
             if crashed:

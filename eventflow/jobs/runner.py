@@ -2,21 +2,19 @@
 
 import logging
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from random import Random
-from typing import cast
 
 import anyio
-import anyio.to_thread
 import msgspec
 
 from eventflow.clock import Clock, to_datetime, to_microseconds
 from eventflow.commands import Causation
 from eventflow.errors import JobTimeoutError, UndecodableMessageError, UnknownDefinitionError
-from eventflow.inspection import is_async_callable
+from eventflow.invocation import Invoker
 from eventflow.jobs.definitions import JobDefinitions
 from eventflow.jobs.encoder import JobBuffer
-from eventflow.jobs.job import Job, JobContext, JobOptions
+from eventflow.jobs.job import JobContext, JobOptions
 from eventflow.jobs.records import ClaimedJob, Outcome, Settlement
 from eventflow.retry import OnError
 from eventflow.scheduling import Due
@@ -35,6 +33,7 @@ class JobRunner:
 
     Args:
         definitions: The jobs that can be decoded.
+        invoker: Calls them.
         services: Where jobs get their services from.
         new_buffer: Begins the follow-ups of an attempt.
         clock: Measures the timeout.
@@ -45,12 +44,14 @@ class JobRunner:
         self,
         definitions: JobDefinitions,
         *,
+        invoker: Invoker,
         services: Services,
         new_buffer: Callable[[Causation], JobBuffer],
         clock: Clock,
         rng: Random,
     ) -> None:
         self._definitions = definitions
+        self._invoker = invoker
         self._services = services
         self._new_buffer = new_buffer
         self._clock = clock
@@ -87,7 +88,7 @@ class JobRunner:
                     follow_ups=buffer,
                 )
                 with self._clock.deadline(timeout) as deadline:
-                    await _execute(job, context)
+                    await self._invoker.call(job.execute, context)
                 if deadline.cancelled_caught:
                     raise JobTimeoutError(timeout or 0)
         except anyio.get_cancelled_exc_class() as exc:
@@ -183,10 +184,3 @@ def _timeout(claim: ClaimedJob, options: JobOptions) -> float | None:
     if claim.timeout_us is not None:
         return claim.timeout_us / 1_000_000
     return None if options.timeout is None else options.timeout.total_seconds()
-
-
-async def _execute(job: Job, context: JobContext) -> None:
-    if is_async_callable(job.execute):
-        await cast("Awaitable[None]", job.execute(context))  # what an `async def` returns
-    else:
-        await anyio.to_thread.run_sync(job.execute, context)

@@ -46,7 +46,7 @@ class PostgresDatabase:
         self._rng = rng
         self._notifying = Lane(connect, schema)
         self._notifier = Notifier(self._notifying, schema, clock)
-        self._wake_here: Callable[[], None] = lambda: None
+        self._wakes_here: list[Callable[[], None]] = []
         self.store = PostgresJobStore(connect, schema, wake=self._wake, signal=self._notifier.signal)
         self._transactions = Transactions(pool, schema, committed=self._committed)
 
@@ -122,10 +122,11 @@ class PostgresDatabase:
 
     def on_wake(self, wake: Callable[[], None]) -> None:
         """A worker in this process: it is woken directly, the others by notification."""
-        self._wake_here = wake
+        self._wakes_here.append(wake)
 
     def _wake(self) -> None:
-        self._wake_here()
+        for wake in self._wakes_here:
+            wake()
         self._notifier.mark()
 
     def _committed(self, soonest_us: int) -> None:

@@ -74,6 +74,7 @@ class _PresenceThread:
         self._registered = anyio.Event()
         self._heartbeat: Heartbeat  # made in the thread, before it is registered
         self._stop_thread: Callable[[], object] | None = None
+        self._stopping = False
 
     async def run(self) -> None:
         """In the worker's loop: run the thread until it has been stopped."""
@@ -88,12 +89,16 @@ class _PresenceThread:
 
     def stop(self) -> None:
         """In the worker's loop: let the thread end."""
+        self._stopping = True
         if self._stop_thread is not None:
             self._stop_thread()
 
     async def _attend(self) -> None:
         presence = self._presence
         stop, loop = anyio.Event(), asyncio.get_running_loop()
+        self._stop_thread = lambda: loop.call_soon_threadsafe(stop.set)
+        if self._stopping:  # before this thread could be told
+            return
         beating = Lane(presence.connect, presence.schema)
         listener = Listener(
             presence.connect_listener,
@@ -115,7 +120,6 @@ class _PresenceThread:
                 supervisor = Supervisor(presence.clock, presence.rng)
                 group.start_soon(supervisor.repeat, "beat", heartbeat.beat_step)
                 group.start_soon(supervisor.repeat, "listen", lambda: listener.listen_step(heartbeat))
-                self._stop_thread = lambda: loop.call_soon_threadsafe(stop.set)
                 self._in_main_loop(self._registered.set)
                 await stop.wait()
                 group.cancel_scope.cancel()

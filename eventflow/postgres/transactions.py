@@ -1,9 +1,10 @@
 """Transactions of the user, and what is scheduled in them."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeAlias
 
+import anyio
 import asyncpg
 from asyncpg.transaction import Transaction as DriverTransaction
 
@@ -14,6 +15,8 @@ from eventflow.postgres.translation import DRIVER_ERRORS, translate
 PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
+END_SECONDS = 10.0
+"""How long a commit or rollback may take, also when cancelled."""
 ACQUIRE_SECONDS = 30.0
 """How long a transaction may wait for a connection of the pool."""
 
@@ -74,19 +77,26 @@ class Transactions:
             try:
                 yield connection
             except BaseException:
-                if not connection.is_closed():
-                    await scope.rollback()
+                await self._roll_back(connection, scope)
                 raise
             await self._commit(scope, transaction)
         finally:
             del self._open[id(connection)]
-            await self._pool.release(connection, timeout=5)
+            with anyio.CancelScope(shield=True):
+                await self._pool.release(connection, timeout=END_SECONDS)
         if transaction.soonest_us is not None:
             self._committed(transaction.soonest_us)
 
+    async def _roll_back(self, connection: PooledConnection, scope: DriverTransaction) -> None:
+        if connection.is_closed():
+            return
+        with anyio.move_on_after(END_SECONDS, shield=True), suppress(*DRIVER_ERRORS):  # the server does it anyway
+            await scope.rollback()
+
     async def _commit(self, scope: DriverTransaction, transaction: Transaction) -> None:
         try:
-            await scope.commit()
+            with anyio.fail_after(END_SECONDS, shield=True):  # half a commit would be an unknown one
+                await scope.commit()
         except DRIVER_ERRORS as exc:
             error = translate(exc, self._schema)
             if isinstance(error, DatabaseUnavailableError) and not getattr(exc, "sqlstate", None):
