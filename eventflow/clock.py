@@ -66,7 +66,7 @@ class SystemClock:
         return anyio.move_on_after(seconds)
 
     async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds)
+        await anyio.sleep(max(0.0, seconds))
 
 
 class ManualClock:
