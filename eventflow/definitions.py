@@ -47,7 +47,8 @@ class Definitions(Generic[M]):
         self._unknown = unknown
         self._by_name: dict[tuple[str, int], Definition[M]] = {}
         self._by_type: dict[type[M], Definition[M]] = {}
-        self._upgraders: dict[type[M], Callable[[Any], M]] = {}  # Any: each takes its own source type
+        # Any: each upgrader takes its own source type. With it stands the type it leads to.
+        self._upgraders: dict[type[M], tuple[Callable[[Any], M], type[M]]] = {}
         self._codecs: dict[type[M], Codec[M]] = {}
 
     def add(self, message_type: type[M]) -> Definition[M]:
@@ -91,15 +92,14 @@ class Definitions(Generic[M]):
         source, target = upgrader_types(upgrade)
         for message_type in (source, target):
             self.add(message_type)
-        if source in self._upgraders and self._upgraders[source] is not upgrade:
+        if self._upgraders.setdefault(source, (upgrade, target))[0] is not upgrade:
             raise DefinitionError(f"{source.__qualname__} has two upgraders; chain them instead")
-        self._upgraders[source] = upgrade
 
     def include(self, other: "Definitions[M]") -> None:
         """Take over everything another registry has."""
         for message_type in other._by_type:
             self.add(message_type)
-        for upgrade in other._upgraders.values():
+        for upgrade, _ in other._upgraders.values():
             self.add_upgrader(upgrade)
 
     def check(self) -> None:
@@ -147,7 +147,7 @@ class Definitions(Generic[M]):
         """The type that a stored (name, version) is read as, once upgraded."""
         message_type: type[Any] = self.by_name(name, version).type  # Any: what upgraders lead to, checked before
         while message_type in self._upgraders:
-            message_type = upgrader_types(self._upgraders[message_type])[1]
+            message_type = self._upgraders[message_type][1]
         return message_type
 
     def encode(self, message: M) -> tuple[Definition[M], bytes]:
@@ -176,11 +176,15 @@ class Definitions(Generic[M]):
         return self._codec(definition.type).decode(data)
 
     def _upgrade(self, message: M) -> M:
-        upgrade = self._upgraders[type(message)]
+        upgrade, target = self._upgraders[type(message)]
         try:
-            return upgrade(message)
+            upgraded = upgrade(message)
         except Exception as exc:
             raise UndecodableMessageError("", 0, f"{upgrade.__qualname__} failed: {exc!r}") from exc
+        if type(upgraded) is not target:  # its next upgrader would be another's, or itself for ever
+            reason = f"{upgrade.__qualname__} returned {type(upgraded).__qualname__}, not {target.__qualname__}"
+            raise UndecodableMessageError("", 0, reason)
+        return upgraded
 
     def _codec(self, message_type: type[M]) -> Codec[M]:
         codec = self._codecs.get(message_type)
@@ -191,7 +195,7 @@ class Definitions(Generic[M]):
     def _check_upgrades(self, message_type: type[M]) -> None:
         seen = [message_type]
         while seen[-1] in self._upgraders:
-            following = upgrader_types(self._upgraders[seen[-1]])[1]
+            following = self._upgraders[seen[-1]][1]
             if following in seen:
                 circle = " → ".join(t.__qualname__ for t in (*seen, following))
                 raise DefinitionError(f"upgraders go in a circle: {circle}")
@@ -231,8 +235,11 @@ def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
             f"{describe(function)}: {exc}; names in its annotations must be importable at run time, "
             "not only under TYPE_CHECKING"
         ) from exc
+    except TypeError as exc:
+        raise InvalidHandlerError(f"{describe(function)} is not a function: {exc}") from exc
 
 
 def describe(function: Callable[..., Any]) -> str:
     """Module and qualified name, to point a reader to the code."""
-    return f"{function.__module__}.{function.__qualname__}"
+    name = getattr(function, "__qualname__", None)
+    return f"{function.__module__}.{name}" if name else repr(function)

@@ -33,4 +33,6 @@ class Invoker:
         """
         if is_async_callable(function):
             return await function(*args)
-        return await anyio.to_thread.run_sync(function, *args, limiter=self._threads)
+        outcome = await anyio.to_thread.run_sync(function, *args, limiter=self._threads)
+        # A plain function around an async one, such as a decorator's, hands on its coroutine.
+        return await outcome if inspect.isawaitable(outcome) else outcome

@@ -92,13 +92,24 @@ def check_text(option: str, value: str, longest: int) -> str:
 
 def check_priority(priority: int) -> int:
     """Refuse a priority outside 0 to 3."""
-    if priority not in PRIORITIES:
+    if not isinstance(priority, int) or priority not in PRIORITIES:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidScheduleError(f"priority={priority!r}: 0 (first) to 3")
     return priority
 
 
+def check_retry(retry: RetryPolicy) -> RetryPolicy:
+    """Refuse what is no retry policy, such as a number of attempts."""
+    if not isinstance(retry, RetryPolicy):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        raise InvalidScheduleError(f"retry= takes a RetryPolicy, not {type(retry).__name__}")
+    return retry
+
+
 def check_timeout(timeout: timedelta | None) -> timedelta | None:
     """Refuse a timeout that no attempt can meet."""
-    if timeout is not None and not timedelta(0) < timeout <= timedelta(days=365):
+    if timeout is None:
+        return None
+    if not isinstance(timeout, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+        raise InvalidScheduleError(f"timeout= takes a timedelta, not {type(timeout).__name__}")
+    if not timedelta(0) < timeout <= timedelta(days=365):
         raise InvalidScheduleError(f"timeout={timeout}: longer than 0, at most 365 days")
     return timeout

@@ -14,8 +14,11 @@ from eventflow.jobs.job import Job
 from eventflow.jobs.publish_command import PublishCommandJob
 from eventflow.jobs.records import NewJob
 from eventflow.messages import Message
-from eventflow.scheduling import ScheduleOptions, check_priority, check_text, check_timeout, due_of
+from eventflow.scheduling import ScheduleOptions, check_priority, check_retry, check_text, check_timeout, due_of
 from eventflow.serialization import encode_plain
+
+
+_OPTIONS = frozenset(ScheduleOptions.__annotations__)
 
 
 class JobEncoder:
@@ -40,6 +43,9 @@ class JobEncoder:
             InvalidMessageError: a field would not survive JSON, or the message is too large.
             InvalidScheduleError: an option makes no sense.
         """
+        unknown = options.keys() - _OPTIONS
+        if unknown:  # a misspelt delay= must not run the job now
+            raise InvalidScheduleError(f"unknown options: {', '.join(sorted(unknown))}")
         job = as_job(message)
         defaults = self._definitions.options_of(job)
         job_id = self._new_id()
@@ -60,7 +66,7 @@ class JobEncoder:
             key=None if key is None else check_text("key", key, 200),
             tags=_checked_tags(options.get("tags", ())),
             aggregate_id=_aggregate_id(job),
-            retry=None if retry is None else encode_plain(retry.to_stored()),
+            retry=None if retry is None else encode_plain(check_retry(retry).to_stored()),
             timeout_us=None if timeout is None else to_microseconds(timeout),
         )
 

@@ -1,5 +1,6 @@
 """Runs one claimed job and says how its claim ends."""
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import msgspec
 
 from eventflow.clock import Clock, to_datetime, to_microseconds
 from eventflow.commands import Causation
-from eventflow.errors import JobTimeoutError, UndecodableMessageError, UnknownDefinitionError
+from eventflow.errors import JobTimeoutError
 from eventflow.invocation import Invoker
 from eventflow.jobs.definitions import JobDefinitions
 from eventflow.jobs.encoder import JobBuffer
@@ -69,7 +70,7 @@ class JobRunner:
             job = self._definitions.decode(claim.name, claim.version, claim.payload)
             due_at = to_datetime(claim.due_us)
             cause = _cause(claim)
-        except (UndecodableMessageError, UnknownDefinitionError, OverflowError, ValueError) as exc:
+        except Exception as exc:  # noqa: BLE001 - any client can write a row, with anything in it
             log.error(  # noqa: TRY400 - the reason says it all
                 "job.undecodable", extra={"job_id": claim.id, "job": claim.name, "error": str(exc)}
             )
@@ -92,7 +93,7 @@ class JobRunner:
                 if deadline.cancelled_caught:
                     raise JobTimeoutError(timeout or 0)
         except anyio.get_cancelled_exc_class() as exc:
-            if anyio.current_effective_deadline() == float("-inf"):
+            if _is_cancelled():
                 raise
             return self._failed(claim, options, exc, started_us)  # the handler's own; nobody cancelled us
         except BaseException as exc:  # noqa: BLE001 - a SystemExit of a handler is that job's failure, not the worker's
@@ -108,7 +109,7 @@ class JobRunner:
     def _failed(self, claim: ClaimedJob, options: JobOptions, error: BaseException, started_us: int) -> Settlement:
         try:
             policy = options.retry.with_stored(msgspec.json.decode(claim.retry) if claim.retry else None)
-        except (msgspec.DecodeError, ValueError, KeyError, TypeError):  # somebody else wrote it; ours are checked
+        except Exception:  # noqa: BLE001 - somebody else wrote it; ours are checked
             policy = options.retry
         decision = policy.decide(error, claim.attempt)
         log.warning(
@@ -131,7 +132,7 @@ class JobRunner:
             outcome=Outcome.RETRY,
             started_us=started_us,
             error=describe_error(error),
-            due=Due(delay_us=to_microseconds(policy.delay(claim.attempt, self._rng))),
+            due=Due(delay_us=to_microseconds(policy.delay(max(1, claim.attempt), self._rng))),
         )
 
 
@@ -178,6 +179,12 @@ _headers = msgspec.json.Decoder(_Headers)
 def _cause(claim: ClaimedJob) -> Causation:
     headers = _headers.decode(claim.headers) if claim.headers else _Headers()
     return Causation(headers.correlation_id or claim.id, claim.id)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancels this attempt, through a scope of anyio or by asyncio's own means."""
+    task = asyncio.current_task()
+    return anyio.current_effective_deadline() == float("-inf") or (task is not None and task.cancelling() > 0)
 
 
 def _timeout(claim: ClaimedJob, options: JobOptions) -> float | None:

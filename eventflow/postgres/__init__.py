@@ -1,6 +1,6 @@
 """Everything on Postgres; the only package that knows asyncpg."""
 
-from eventflow.postgres.connection import Connection, connector
+from eventflow.postgres.connection import Connection, Lane, connector
 from eventflow.postgres.database import DEFAULT_POOL_SIZE, PostgresDatabase
 from eventflow.postgres.job_store import PostgresJobStore
 from eventflow.postgres.migrator import (
@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_POOL_SIZE",
     "DEFAULT_SCHEMA",
     "Connection",
+    "Lane",
     "Migration",
     "PooledConnection",
     "PostgresDatabase",

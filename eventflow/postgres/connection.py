@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, TypeVar
 import anyio
 import asyncpg
 
+from eventflow.errors import DatabaseError
 from eventflow.postgres.translation import DRIVER_ERRORS, translate
 
 T = TypeVar("T")
@@ -30,16 +31,26 @@ def connector(dsn: str, *, name: str, timeout: float = CONNECT_SECONDS, **option
         name: Shown in ``pg_stat_activity``.
         timeout: Seconds for one attempt.
         options: Further arguments of ``asyncpg.connect``.
+
+    What it returns raises the driver's errors, but for an address that cannot be read: DatabaseError.
     """
 
     async def connect() -> Connection:
-        return await asyncpg.connect(
-            dsn,
-            timeout=timeout,
-            command_timeout=STATEMENT_SECONDS,
-            server_settings={"application_name": f"eventflow {name} {os.getpid()}"},
-            **options,
-        )
+        try:
+            return await asyncpg.connect(
+                dsn,
+                timeout=timeout,
+                command_timeout=STATEMENT_SECONDS,
+                server_settings={"application_name": f"eventflow {name} {os.getpid()}"},
+                **options,
+            )
+        except asyncpg.ClientConfigurationError as exc:
+            raise DatabaseError(f"the database's address cannot be used: {exc}") from exc
+        except ValueError:  # from urllib or int(), whose words may hold a piece of the password
+            raise DatabaseError(
+                "the database's address cannot be read; special characters in user and password must be "
+                "percent-encoded, as / is by %2F"
+            ) from None
 
     return connect
 

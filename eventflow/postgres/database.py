@@ -91,8 +91,8 @@ class PostgresDatabase:
         database = cls(pool, connect, listen, schema=schema, clock=clock, rng=rng)
         try:
             async with background_tasks() as group:
+                await pool  # connects to nothing yet; one that was not opened could not be closed
                 await database.store.check_version()
-                await pool
                 group.start_soon(Supervisor(clock, rng).repeat, "notify", database._notifier.notify_step)
                 yield database
                 group.cancel_scope.cancel()

@@ -163,6 +163,8 @@ class Slots:
         finally:
             del self._running[claim.id]
         failpoint("job.ran")
+        if job.scope.cancel_called and settlement is not None and settlement.outcome in (Outcome.RETRY, Outcome.DEAD):
+            settlement = None  # the handler gave way with an error of its own, which the cancellation caused
         if settlement is None:  # cancelled by us, and the handler gave way
             settlement = Settlement(claim=claim, outcome=job.ending, started_us=started_us, retention_days=1)
         self._completions.add(settlement)
