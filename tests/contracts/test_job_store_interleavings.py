@@ -1,0 +1,250 @@
+"""The job store's contract over random interleavings: at most one live claim per job, and nothing is lost."""
+
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from eventflow.errors import LeaseLostError
+from eventflow.ids import JobId, WorkerId, new_uuid
+from eventflow.jobs import CancelOutcome, ClaimedJob, JobState, Outcome, Peer, Settlement
+from tests.support.job_stores import ERROR, InMemoryDriver, PostgresDriver, StoreDriver, after, interest, new_job
+from tests.support.postgres import Database
+
+HOUR = timedelta(hours=1)
+WORKERS = 3
+
+
+class Step(msgspec.Struct, frozen=True):
+    """
+    One call.
+
+    Attributes:
+        who: Number of the worker that calls, or is meant.
+        which: Picks a job, a claim or a sighting, whatever the call needs.
+    """
+
+    call: str
+    who: int
+    which: int
+    outcome: Outcome
+
+
+CALLS = (
+    *("insert", "insert_later", "claim", "claim", "claim_ahead", "settle", "settle", "settle_stale"),
+    *("see", "rescue", "close", "open", "beat", "cancel", "reschedule", "pass_time"),
+)
+STEPS = st.lists(
+    st.builds(
+        Step,
+        call=st.sampled_from(CALLS),
+        who=st.integers(0, WORKERS - 1),
+        which=st.integers(0, 100),
+        outcome=st.sampled_from(list(Outcome)),
+    ),
+    min_size=20,  # a short list hardly does anything
+    max_size=80,
+)
+
+
+class Model:
+    """What must be true, kept beside the store, and compared after every call."""
+
+    def __init__(self, driver: StoreDriver) -> None:
+        self.driver = driver
+        self.queue = new_uuid()  # its own, so that examples can share a database
+        self.wants = interest((self.queue,))
+        self.workers: list[WorkerId] = []
+        self.closed: set[WorkerId] = set()
+        self.beats: dict[WorkerId, int] = {}
+        self.states: dict[JobId, JobState] = {}
+        self.holders: dict[JobId, tuple[WorkerId, int]] = {}
+        self.claim_nos: dict[JobId, int] = {}
+        self.claims: list[tuple[WorkerId, ClaimedJob]] = []
+        self.sightings: list[tuple[Peer, int]] = []
+
+    async def open(self) -> None:
+        """Register the workers."""
+        for _ in range(WORKERS):
+            await self.open_worker()
+
+    async def open_worker(self) -> WorkerId:
+        """Register one more."""
+        worker = await self.driver.open_worker()
+        self.workers.append(worker)
+        self.beats[worker] = 0
+        return worker
+
+    async def take(self, step: Step) -> None:
+        """Make one call as one of the youngest workers, which may be closed, and check its answer."""
+        worker = self.workers[-WORKERS:][step.who]
+        await getattr(self, f"_{step.call}")(worker, step)
+
+    async def _insert(self, worker: WorkerId, step: Step) -> None:
+        self._inserted(await self.driver.insert(queue=self.queue, priority=step.which % 4))
+
+    async def _insert_later(self, worker: WorkerId, step: Step) -> None:
+        self._inserted(await self.driver.insert(queue=self.queue, due=after((step.which % 3) * HOUR)))
+
+    async def _claim(self, worker: WorkerId, step: Step, **options: Any) -> None:
+        try:
+            claims = await self.driver.claim(worker, 1 + step.which % 3, wants=self.wants, **options)
+        except LeaseLostError:
+            assert worker in self.closed
+            return
+        assert worker not in self.closed
+        for claim in claims:
+            assert self.states[claim.id] is JobState.WAITING, "claimed while another claim was alive, or after its end"
+            assert claim.claim_no == self.claim_nos[claim.id] + 1
+            self.claim_nos[claim.id] = claim.claim_no
+            self.states[claim.id] = JobState.RUNNING
+            self.holders[claim.id] = (worker, claim.claim_no)
+            self.claims.append((worker, claim))
+
+    async def _claim_ahead(self, worker: WorkerId, step: Step) -> None:
+        await self._claim(worker, step, ahead=2, horizon=HOUR)
+
+    async def _settle(self, worker: WorkerId, step: Step) -> None:
+        live = [(w, c) for w, c in self.claims if self.holders.get(c.id) == (w, c.claim_no)]
+        if live:
+            await self._end(*live[step.which % len(live)], step)
+
+    async def _settle_stale(self, worker: WorkerId, step: Step) -> None:
+        if self.claims:  # whoever's and however old, and perhaps written by another
+            holder, claim = self.claims[step.which % len(self.claims)]
+            await self._end(worker if step.which % 2 else holder, claim, step)
+
+    async def _end(self, worker: WorkerId, claim: ClaimedJob, step: Step) -> None:
+        follow_up = new_job(queue=self.queue) if step.outcome is Outcome.SUCCEEDED else None
+        settlement = Settlement(
+            claim=claim,
+            outcome=step.outcome,
+            error=ERROR,
+            retention_days=1,
+            due=after(HOUR) if step.outcome is Outcome.RETRY else None,
+            follow_ups=(follow_up,) if follow_up else (),
+        )
+        settled = await self.driver.store.settle(worker, [settlement])
+        held = self.holders.get(claim.id) == (worker, claim.claim_no)
+        assert settled == ({claim.id} if held else set())
+        if held:
+            del self.holders[claim.id]
+            self.states[claim.id] = _STATE_AFTER[step.outcome]
+        if follow_up is not None:
+            assert (await self.driver.store.get(follow_up.id) is not None) == held
+            if held:
+                self._inserted(follow_up.id)
+
+    async def _see(self, worker: WorkerId, step: Step) -> None:
+        tick = await self.driver.store.tick(WorkerId.new(), self.wants)
+        self.sightings.extend((peer, self.beats[peer.worker_id]) for peer in tick.peers if peer.worker_id in self.beats)
+
+    async def _rescue(self, worker: WorkerId, step: Step) -> None:
+        if self.sightings:
+            peer, beats = self.sightings[step.which % len(self.sightings)]
+            stands_still = peer.worker_id not in self.closed and self.beats[peer.worker_id] == beats
+            rescued = await self.driver.store.rescue(peer)
+            assert rescued == (self._held_by(peer.worker_id) if stands_still else None)
+            if stands_still:
+                self._closed(peer.worker_id)
+
+    async def _close(self, worker: WorkerId, step: Step) -> None:
+        expected = self._held_by(worker)
+        assert await self.driver.store.close_worker(worker) == expected
+        self._closed(worker)
+
+    async def _open(self, worker: WorkerId, step: Step) -> None:
+        await self.open_worker()
+
+    async def _beat(self, worker: WorkerId, step: Step) -> None:
+        assert await self.driver.store.beat(worker) == (worker not in self.closed)
+        self.beats[worker] += 1
+
+    async def _cancel(self, worker: WorkerId, step: Step) -> None:
+        if self.states:
+            job_id = list(self.states)[step.which % len(self.states)]
+            outcome = await self.driver.store.cancel(job_id)
+            state = self.states[job_id]
+            assert outcome is _CANCELLED_FROM.get(state, CancelOutcome.NOT_FOUND)
+            if outcome is CancelOutcome.CANCELLED:
+                self.states[job_id] = JobState.CANCELLED
+
+    async def _reschedule(self, worker: WorkerId, step: Step) -> None:
+        if self.states:
+            await self.driver.store.reschedule(list(self.states)[step.which % len(self.states)], after(HOUR))
+
+    async def _pass_time(self, worker: WorkerId, step: Step) -> None:
+        await self.driver.advance(HOUR)
+
+    async def check(self) -> None:
+        """Every job is where it must be, and held by whom the model says."""
+        for job_id, state in self.states.items():
+            record = await self.driver.get(job_id)
+            assert record.state is state
+            assert record.claim_no == self.claim_nos[job_id]
+            if state is JobState.RUNNING:
+                assert self.holders[job_id] == (record.worker_id, record.claim_no)
+
+    async def drain(self) -> None:
+        """Close all workers; a last one finds every job that has not ended."""
+        for worker in self.workers:
+            await self.driver.store.close_worker(worker)
+            self._closed(worker)
+        worker = await self.open_worker()
+        open_jobs = {job_id for job_id, state in self.states.items() if state is JobState.WAITING}
+        await self.driver.advance(5 * HOUR)
+        assert set(await self.driver.claim_ids(worker, 1000, wants=self.wants)) == open_jobs
+
+    def _inserted(self, job_id: JobId) -> None:
+        self.states[job_id] = JobState.WAITING
+        self.claim_nos[job_id] = 0
+
+    def _held_by(self, worker: WorkerId) -> int:
+        return sum(holder == worker for holder, _ in self.holders.values())
+
+    def _closed(self, worker: WorkerId) -> None:
+        self.closed.add(worker)
+        for job_id in [job_id for job_id, (holder, _) in self.holders.items() if holder == worker]:
+            del self.holders[job_id]
+            self.states[job_id] = JobState.WAITING
+
+
+_STATE_AFTER = {
+    Outcome.SUCCEEDED: JobState.SUCCEEDED,
+    Outcome.IGNORED: JobState.IGNORED,
+    Outcome.CANCELLED: JobState.CANCELLED,
+    Outcome.DEAD: JobState.DEAD,
+    Outcome.RETRY: JobState.WAITING,
+    Outcome.RELEASED: JobState.WAITING,
+}
+_CANCELLED_FROM = {JobState.WAITING: CancelOutcome.CANCELLED, JobState.RUNNING: CancelOutcome.REQUESTED}
+
+
+async def run(driver: StoreDriver, steps: list[Step]) -> None:
+    """One interleaving, from an empty queue to an empty queue."""
+    model = Model(driver)
+    await model.open()
+    for step in steps:
+        await model.take(step)
+    await model.check()
+    await model.drain()
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=STEPS)
+async def test_one_live_claim_and_nothing_lost_in_memory(steps: list[Step]) -> None:
+    """Whatever workers do and in whichever order, a job has one holder at most and is never lost."""
+    await run(InMemoryDriver(), steps)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+async def test_one_live_claim_and_nothing_lost_on_postgres(database: Database, steps: list[Step]) -> None:
+    """The same on Postgres."""
+    driver = PostgresDriver(database.worker, database.admin)
+    try:
+        await run(driver, steps)
+    finally:
+        await driver.close()
