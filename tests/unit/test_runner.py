@@ -1,0 +1,606 @@
+"""One attempt of a job: how its claim ends, whatever happens inside."""
+
+import asyncio
+import json
+import logging
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+
+from eventflow import (
+    CommandContext,
+    DomainError,
+    EventFlow,
+    Job,
+    JobContext,
+    OnError,
+    RetryPolicy,
+)
+from eventflow.jobs import Outcome, Settlement
+from eventflow.jobs.runner import MAX_ERROR_CHARACTERS, describe_error
+from eventflow.retry import retry_delay
+from tests.unit.bench import Act, Behaviours, Bench, CancelOrder, OrderId, PlaceOrder, do_nothing, forever, others_rest, raising
+
+
+class UnprintableError(Exception):
+    """An error whose text cannot be made."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+class VeryUnprintableError(Exception):
+    """An error whose text ends the process."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+def bench_of(policy: RetryPolicy, **options: Any) -> Bench:
+    """A bench whose `Act` is registered with this policy."""
+    flow = EventFlow("runner")
+    flow.job(retry=policy, **options)(Act)
+    return Bench(flow)
+
+
+def error_of(settlement: Settlement) -> dict[str, str]:
+    """The stored error."""
+    assert settlement.error is not None
+    return json.loads(settlement.error)
+
+
+async def test_success_takes_its_follow_ups_along() -> None:
+    """A job that returns has succeeded; what it scheduled is part of the settlement, and not stored before."""
+
+    async def fan_out(context: JobContext) -> None:
+        context.schedule(Act(number=1))
+        context.schedule(Act(number=2), delay=timedelta(days=1))
+
+    bench = Bench(behaviour=fan_out)
+    claim = bench.claim()
+
+    settlement = await bench.runner.run(claim, started_us=7)
+
+    assert (settlement.outcome, settlement.claim, settlement.started_us) == (Outcome.SUCCEEDED, claim, 7)
+    assert [json.loads(job.payload)["number"] for job in settlement.follow_ups] == [1, 2]
+    assert [json.loads(job.headers)["causation_id"] for job in settlement.follow_ups] == [claim.id] * 2
+    assert await bench.store.find() == []
+
+
+async def test_job_sees_its_attempt() -> None:
+    """The context has the job's id, its attempt, its due time and its story."""
+    seen: list[Any] = []
+
+    async def look(context: JobContext) -> None:
+        seen.extend([context.job_id, context.attempt, context.due_at, context.correlation_id])
+
+    bench = Bench(behaviour=look)
+    claim = bench.claim(attempt=3, due_us=1_000_000, headers='{"correlation_id":"story"}')
+
+    await bench.runner.run(claim, started_us=0)
+
+    assert seen == [claim.id, 3, datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), "story"]
+
+
+async def test_failure_is_tried_again_after_a_delay() -> None:
+    """An error means another attempt, after the policy's delay, with the error kept and no follow-ups."""
+
+    async def fail(context: JobContext) -> None:
+        context.schedule(Act())
+        raise ValueError("broken")
+
+    bench = Bench(behaviour=fail)
+
+    settlement = await bench.run(attempt=2)
+
+    assert settlement.outcome is Outcome.RETRY
+    assert settlement.due is not None
+    assert settlement.due.delay_us is not None
+    assert 0 <= settlement.due.delay_us <= 4_000_000
+    assert settlement.follow_ups == ()
+    assert error_of(settlement)["type"] == "builtins.ValueError"
+    assert error_of(settlement)["message"] == "broken"
+    assert "in fail" in error_of(settlement)["traceback"]
+
+
+async def test_last_attempt_goes_to_the_dead_letters() -> None:
+    """A failure of the last attempt is final, with its reason and error."""
+    bench = Bench(behaviour=raising(ValueError("broken")))
+
+    settlement = await bench.run(attempt=10)
+
+    assert (settlement.outcome, settlement.reason) == (Outcome.DEAD, "error")
+    assert error_of(settlement)["message"] == "broken"
+
+
+async def test_domain_error_goes_to_the_dead_letters_at_once() -> None:
+    """A refusal by the domain is not repeated."""
+    settlement = await Bench(behaviour=raising(DomainError("already paid"))).run(attempt=1)
+
+    assert (settlement.outcome, settlement.reason) == (Outcome.DEAD, "error")
+    assert error_of(settlement)["message"] == "already paid"
+
+
+async def test_ignored_error_ends_the_job() -> None:
+    """An error that the policy ignores ends the job, without its follow-ups, and stays in the history."""
+
+    async def fail(context: JobContext) -> None:
+        context.schedule(Act())
+        raise OSError("gone already")
+
+    bench = bench_of(RetryPolicy(on={OSError: OnError.IGNORE}), retention_days=9)
+    bench.services.register_value(Behaviours, Behaviours(fail))
+
+    settlement = await bench.run()
+
+    assert (settlement.outcome, settlement.retention_days, settlement.follow_ups) == (Outcome.IGNORED, 9, ())
+    assert error_of(settlement)["message"] == "gone already"
+
+
+async def test_numbers_of_the_call_replace_the_registrations() -> None:
+    """A policy given when scheduling decides; the registration's rules for exceptions still hold."""
+    bench = bench_of(RetryPolicy(max_attempts=9, on={OSError: OnError.IGNORE}))
+    stored = json.dumps(RetryPolicy(max_attempts=2).to_stored())
+
+    bench.services.register_value(Behaviours, Behaviours(raising(ValueError())))
+    second = await bench.run(retry=stored, attempt=2)
+    first = await bench.run(retry=stored, attempt=1)
+    bench.services.register_value(Behaviours, Behaviours(raising(OSError())))
+    ignored = await bench.run(retry=stored, attempt=1)
+
+    assert [s.outcome for s in (first, second, ignored)] == [Outcome.RETRY, Outcome.DEAD, Outcome.IGNORED]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "{}",
+        "[1]",
+        '"text"',
+        "7",
+        "nonsense",
+        '{"max_attempts":0,"base_us":1,"cap_us":1}',
+        '{"max_attempts":1,"base_us":1e30,"cap_us":1}',
+        '{"max_attempts":1,"base_us":1,"cap_us":-1}',
+        '{"max_attempts":null,"base_us":1,"cap_us":1}',
+        '{"max_attempts":"x","base_us":1,"cap_us":1}',
+        "[" * 20_000 + "]" * 20_000,
+    ],
+    ids=lambda stored: stored[:45],
+)
+async def test_stored_policy_that_makes_no_sense_is_the_registrations(stored: str) -> None:
+    """Any client can write a row; a policy in it that cannot be read costs no more than itself."""
+    settlement = await Bench(behaviour=raising(ValueError())).run(retry=stored, attempt=9)
+
+    assert settlement.outcome is Outcome.RETRY
+
+
+@pytest.mark.parametrize("attempt", [0, -1, 2**31])
+async def test_attempt_that_makes_no_sense_ends_the_claim_all_the_same(attempt: int) -> None:
+    """A count of attempts that no worker wrote does not keep a failure from being settled."""
+    settlement = await Bench(behaviour=raising(ValueError())).run(attempt=attempt)
+
+    assert settlement.outcome in (Outcome.RETRY, Outcome.DEAD)
+
+
+async def test_attempt_beyond_its_timeout_is_cancelled_and_tried_again() -> None:
+    """An attempt that takes longer than its timeout is cancelled; that is a failure like another."""
+    cancelled = anyio.Event()
+
+    async def hang(context: JobContext) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    bench = bench_of(RetryPolicy(max_attempts=2), timeout=timedelta(seconds=30))
+    bench.services.register_value(Behaviours, Behaviours(hang))
+
+    settlements = [await _after(bench, 30, attempt=1), await _after(bench, 30, attempt=2)]
+
+    assert [s.outcome for s in settlements] == [Outcome.RETRY, Outcome.DEAD]
+    assert settlements[1].reason == "timeout"
+    assert "timeout of 30 s" in error_of(settlements[0])["message"]
+    assert cancelled.is_set()
+
+
+async def test_timeout_of_the_call_replaces_the_registrations() -> None:
+    """A timeout given when scheduling holds instead of the registration's."""
+    bench = bench_of(RetryPolicy(), timeout=timedelta(days=1))
+    bench.services.register_value(Behaviours, Behaviours(forever))
+
+    settlement = await _after(bench, 1.5, timeout_us=1_500_000)
+
+    assert "timeout of 1.5 s" in error_of(settlement)["message"]
+
+
+async def _after(bench: Bench, seconds: float, **changes: Any) -> Settlement:
+    """Run a job and let so much time pass, not before and exactly once."""
+    settlements: list[Settlement] = []
+
+    async def run() -> None:
+        settlements.append(await bench.run(**changes))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        await others_rest()
+        await bench.advance(seconds - 0.001, step=seconds)
+        assert settlements == []
+        bench.clock.advance(0.001)
+    return settlements[0]
+
+
+async def test_handler_that_raises_when_timed_out_has_failed_by_its_own_error() -> None:
+    """What a handler raises in answer to its timeout is the error that is kept."""
+
+    async def hang(context: JobContext) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ValueError("while cleaning up")
+
+    bench = bench_of(RetryPolicy(), timeout=timedelta(seconds=1))
+    bench.services.register_value(Behaviours, Behaviours(hang))
+
+    settlement = await _after(bench, 1)
+
+    assert (settlement.outcome, error_of(settlement)["message"]) == (Outcome.RETRY, "while cleaning up")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(1),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        BaseExceptionGroup("several", [SystemExit(1), ValueError("x")]),
+        ExceptionGroup("several", [ValueError("x"), OSError("y")]),
+        StopAsyncIteration(),
+        asyncio.CancelledError("my own"),
+        TimeoutError(),
+        MemoryError(),
+        RecursionError(),
+        UnprintableError(),
+        VeryUnprintableError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_whatever_a_handler_raises_is_that_jobs_failure(error: BaseException) -> None:
+    """No error of a handler, not even one that means to end the process, leaves the attempt."""
+    settlement = await Bench(behaviour=raising(error)).run()
+
+    assert settlement.outcome is Outcome.RETRY
+    assert error_of(settlement)["type"].endswith(type(error).__qualname__)
+
+
+async def test_cancellation_of_the_caller_passes() -> None:
+    """When the attempt itself is cancelled, that is no failure: nothing is settled."""
+    settlements: list[Settlement] = []
+    bench = Bench(behaviour=forever)
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        settlements.append(await bench.run())
+
+    assert scope.cancelled_caught
+    assert settlements == []
+
+
+async def test_cancellation_by_asyncios_own_means_passes() -> None:
+    """A timeout of asyncio around the call ends it, and is not taken for the handler's failure."""
+    bench = Bench(behaviour=forever)
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0):
+            await bench.run()
+
+
+async def test_cancellation_during_the_timeout_passes() -> None:
+    """A caller that is cancelled while a timeout runs is not mistaken for the timeout."""
+    bench = bench_of(RetryPolicy(), timeout=timedelta(seconds=1))
+    bench.services.register_value(Behaviours, Behaviours(forever))
+
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await bench.run()
+
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"payload": "nonsense"}, "malformed"),
+        ({"payload": '{"number":"7"}'}, r"$.number"),
+        ({"payload": "[" * 20_000}, "array"),
+        ({"payload": '{"x":' + "[" * 20_000 + "]" * 20_000 + "}"}, "recursion"),
+        ({"payload": '{"number":' + "9" * 131_072 + "}"}, "$.number"),
+        ({"name": "Nobody"}, "no job 'Nobody' v1"),
+        ({"version": 2}, "no job 'Act' v2"),
+        ({"name": "PublishCommand:Nobody"}, "no job 'PublishCommand:Nobody'"),
+        ({"name": "PublishCommand:"}, "no job"),
+        ({"due_us": 2**62}, "out of range"),
+        ({"due_us": -(2**62)}, "out of range"),
+        ({"headers": "nonsense"}, "malformed"),
+        ({"headers": '{"correlation_id":7}'}, "correlation_id"),
+        ({"headers": '{"x":' + "[" * 20_000 + "]" * 20_000 + "}"}, "recursion"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+async def test_row_that_cannot_be_read_goes_to_the_dead_letters(changes: dict[str, Any], said: str) -> None:
+    """Whatever any client wrote into a row, the job becomes a dead letter with the reason; nothing is raised."""
+    settlement = await Bench().run(**changes)
+
+    assert (settlement.outcome, settlement.reason) == (Outcome.DEAD, "undecodable")
+    assert said in error_of(settlement)["message"]
+
+
+async def test_job_whose_own_check_raises_goes_to_the_dead_letters() -> None:
+    """A type's own code that fails on a stored value is that job's matter alone."""
+
+    class Fussy(Act):
+        def __post_init__(self) -> None:
+            if self.number:
+                raise AttributeError("no number, please")
+
+    flow = EventFlow("fussy")
+    flow.job(Fussy)
+
+    settlement = await Bench(flow).run(Fussy(), payload='{"number":1}')
+
+    assert (settlement.outcome, settlement.reason) == (Outcome.DEAD, "undecodable")
+
+
+@pytest.mark.parametrize("headers", [None, "{}", '{"correlation_id":null}'])
+async def test_row_without_a_story_begins_one(headers: str | None) -> None:
+    """A row without a correlation id, as SQL may write it, is its own story."""
+    seen: list[str] = []
+
+    async def look(context: JobContext) -> None:
+        seen.append(context.correlation_id)
+
+    bench = Bench(behaviour=look)
+    claim = bench.claim(headers=headers)
+
+    await bench.runner.run(claim, started_us=0)
+
+    assert seen == [claim.id]
+
+
+async def test_plain_job_runs_in_a_thread() -> None:
+    """A job with a plain execute runs beside the event loop."""
+    threads: list[int] = []
+
+    class Plain(Job):
+        def execute(self, context: JobContext) -> None:
+            threads.append(threading.get_ident())
+
+    flow = EventFlow("plain")
+    flow.job(Plain)
+
+    settlement = await Bench(flow).run(Plain())
+
+    assert settlement.outcome is Outcome.SUCCEEDED
+    assert threads != [threading.get_ident()]
+
+
+async def test_thread_is_waited_for_when_cancelled() -> None:
+    """A thread cannot be stopped: a cancelled attempt does not end before its thread has."""
+    entered, leave, ended = anyio.Event(), threading.Event(), threading.Event()
+
+    class Plain(Job):
+        def execute(self, context: JobContext) -> None:
+            anyio.from_thread.run_sync(entered.set)
+            leave.wait(10)
+            ended.set()
+
+    flow = EventFlow("plain")
+    flow.job(Plain)
+    bench = Bench(flow)
+
+    async def run() -> None:
+        await bench.run(Plain())
+        assert ended.is_set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(run)
+        await entered.wait()
+        group.cancel_scope.cancel()
+        leave.set()
+
+    assert ended.is_set()
+
+
+async def test_plain_job_that_hands_on_a_coroutine_is_awaited() -> None:
+    """execute may return an awaitable; its work is part of the attempt, and so is its failure."""
+
+    class Handing(Job):
+        def execute(self, context: JobContext) -> Any:
+            return raising(ValueError("inside"))(context)
+
+    flow = EventFlow("handing")
+    flow.job(Handing)
+
+    settlement = await Bench(flow).run(Handing())
+
+    assert settlement.outcome is Outcome.RETRY
+    assert error_of(settlement)["message"] == "inside"
+
+
+async def test_services_are_closed_with_the_attempt() -> None:
+    """What a factory opened for a job is closed after it, before its claim ends."""
+    notes: list[str] = []
+
+    async def connection():  # noqa: ANN202 - svcs inspects it
+        notes.append("opened")
+        yield 7
+        notes.append("closed")
+
+    async def use(context: JobContext) -> None:
+        notes.append(f"used {await context.services.aget(int)}")
+
+    bench = Bench(behaviour=use)
+    bench.services.register_factory(int, connection)
+
+    await bench.run()
+
+    assert notes == ["opened", "used 7", "closed"]
+
+
+async def test_failing_job_is_logged_with_its_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A failed attempt is one warning with the job, the attempt and what follows."""
+    bench = Bench(behaviour=raising(ValueError("broken")))
+
+    with caplog.at_level(logging.WARNING, "eventflow.jobs"):
+        await bench.run(attempt=4)
+
+    [record] = caplog.records
+    assert record.getMessage() == "job.failed"
+    assert (vars(record)["job"], vars(record)["attempt"], vars(record)["decision"]) == ("Act", 4, "retry")
+
+
+class TestDescribeError:
+    """The stored form of errors."""
+
+    def test_nul_is_replaced(self) -> None:
+        """No table takes NUL; a visible sign stands for it."""
+        described = describe_error(ValueError("a\0b"))
+
+        assert "\\u0000" not in described
+        assert json.loads(described)["message"] == "a␀b"
+
+    def test_lone_surrogates_are_escaped(self) -> None:
+        """Text that is no Unicode is kept as escapes."""
+        described = describe_error(ValueError("a\ud800b"))
+
+        described.encode()
+        assert json.loads(described)["message"] == "a\\ud800b"
+
+    def test_long_text_is_cut_in_the_middle(self) -> None:
+        """A text of 50 MB becomes its beginning and its end, and says how much is missing."""
+        described = json.loads(describe_error(ValueError("b" + "x" * 50_000_000 + "e")))
+
+        assert len(described["message"]) < MAX_ERROR_CHARACTERS + 100
+        assert described["message"].startswith("bxx")
+        assert described["message"].endswith("xxe")
+        assert "characters left out" in described["message"]
+        assert len(described["traceback"]) < MAX_ERROR_CHARACTERS + 100
+
+    @pytest.mark.parametrize("error", [UnprintableError(), VeryUnprintableError()], ids=["exception", "exit"])
+    def test_error_that_cannot_be_printed_is_described_by_that(self, error: Exception) -> None:
+        """An error whose __str__ fails still has its type and traceback."""
+        described = json.loads(describe_error(error))
+
+        assert described["type"].endswith(type(error).__name__)
+        assert "__str__ failed" in described["message"]
+
+    def test_errors_of_errors_are_in_the_traceback(self) -> None:
+        """Causes are part of what is kept."""
+        try:
+            try:
+                raise OSError("first")
+            except OSError as exc:
+                raise ValueError("second") from exc
+        except ValueError as exc:
+            described = json.loads(describe_error(exc))
+
+        assert "OSError: first" in described["traceback"]
+
+
+async def test_published_command_reaches_its_handler_as_it_was() -> None:
+    """The job that publishes a command hands it to the bus unchanged: data, source id and aggregate id."""
+    seen: list[PlaceOrder] = []
+
+    async def place(command: PlaceOrder, context: CommandContext) -> int:
+        seen.append(command)
+        context.schedule(CancelOrder(aggregate_id=command.aggregate_id), delay=timedelta(minutes=30))
+        return 1
+
+    flow = EventFlow("orders")
+    flow.command_handler(place)
+    flow.add_commands(CancelOrder)
+    bench = Bench(flow)
+    command = PlaceOrder(aggregate_id=OrderId.new(), total_cents=5)
+    claim = bench.claim(command)
+
+    settlements = [await bench.runner.run(msgspec.structs.replace(claim, attempt=n), started_us=0) for n in (1, 2)]
+
+    assert seen == [command, command]
+    assert {c.source_id for c in seen} == {command.source_id}
+    assert [s.outcome for s in settlements] == [Outcome.SUCCEEDED] * 2
+    assert [job.name for job in settlements[0].follow_ups] == ["PublishCommand:CancelOrder"]
+    assert await bench.store.find() == []
+
+
+async def test_refused_command_in_a_job_goes_to_the_dead_letters() -> None:
+    """A handler's refusal ends the job that published its command as a dead letter; what it scheduled is dropped."""
+
+    async def refuse(command: CancelOrder, context: CommandContext) -> None:
+        context.schedule(Act())
+        raise DomainError("already shipped")
+
+    flow = EventFlow("orders")
+    flow.command_handler(refuse)
+
+    settlement = await Bench(flow).run(CancelOrder(aggregate_id=OrderId.new()))
+
+    assert (settlement.outcome, settlement.reason, settlement.follow_ups) == (Outcome.DEAD, "error", ())
+    assert error_of(settlement)["message"] == "already shipped"
+
+
+async def test_options_of_a_published_command_are_its_handlers() -> None:
+    """Retries, timeout and retention of a command's job are those of its handler's registration."""
+    flow = EventFlow("orders")
+
+    @flow.command_handler(retry=RetryPolicy(max_attempts=1), queue="slow", priority=2)
+    async def fail(command: CancelOrder, context: CommandContext) -> None:
+        raise ValueError("broken")
+
+    bench = Bench(flow)
+    command = CancelOrder(aggregate_id=OrderId.new())
+
+    settlement = await bench.run(command)
+
+    assert fail is not None
+    assert settlement.outcome is Outcome.DEAD
+    assert (bench.encoder.encode(command).queue, bench.encoder.encode(command).priority) == ("slow", 2)
+
+
+async def test_cancellation_inside_a_published_command_passes() -> None:
+    """Cancelling the job cancels the command's handler, and nothing is settled."""
+    cancelled: list[bool] = []
+
+    async def hang(command: CancelOrder, context: CommandContext) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.append(True)
+
+    flow = EventFlow("orders")
+    flow.command_handler(hang)
+    bench = Bench(flow)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(bench.run, CancelOrder(aggregate_id=OrderId.new()))
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+
+    assert cancelled == [True]
+
+
+async def test_retry_delay_is_the_policys() -> None:
+    """The pause before the next attempt is drawn from the runner's own randomness, by the policy."""
+    bench, again = Bench(behaviour=raising(ValueError())), Bench(behaviour=do_nothing)
+
+    settlement = await bench.run(attempt=3)
+
+    expected = retry_delay(3, base=timedelta(seconds=2), cap=timedelta(hours=1), rng=again.rng)
+    assert settlement.due is not None
+    assert settlement.due.delay_us == expected // timedelta(microseconds=1)

@@ -1,0 +1,257 @@
+"""The slots that jobs run in."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from eventflow import EventFlow, JobContext, RetryPolicy
+from eventflow.ids import JobId
+from eventflow.jobs.records import Outcome, Settlement
+from eventflow.jobs.worker.slots import Slots
+from eventflow.jobs.worker.store_time import StoreTime
+from eventflow.supervision import Supervisor
+from tests.unit.bench import Act, Bench, Behaviour, others_rest
+
+
+class CompletionsFake:
+    """Keeps the settlements it is given."""
+
+    def __init__(self) -> None:
+        self.settlements: list[Settlement] = []
+
+    def add(self, settlement: Settlement) -> None:
+        self.settlements.append(settlement)
+
+
+class Gate:
+    """Jobs that wait in it until it opens, and a count of them."""
+
+    def __init__(self) -> None:
+        self.opened = anyio.Event()
+        self.inside = 0
+        self.most = 0
+        self.order: list[JobId] = []
+
+    async def behaviour(self, context: JobContext) -> None:
+        self.order.append(context.job_id)
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            await self.opened.wait()
+        finally:
+            self.inside -= 1
+
+
+class Rig:
+    """Slots on a bench."""
+
+    def __init__(self, behaviour: Behaviour, concurrency: int, flow: EventFlow | None = None) -> None:
+        self.bench = Bench(flow, behaviour=behaviour)
+        self.completions = CompletionsFake()
+        self.freed = 0
+        self.finished = 0
+        self.slots = Slots(
+            concurrency=concurrency,
+            runner=self.bench.runner,
+            completions=self.completions,  # pyright: ignore[reportArgumentType] - it only uses add
+            store_time=StoreTime(self.bench.clock),
+            clock=self.bench.clock,
+            patience=0.05,
+            freed=self._freed,
+            finished=self._finished,
+        )
+
+    def _freed(self) -> None:
+        self.freed += 1
+
+    def _finished(self) -> None:
+        self.finished += 1
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        return [settlement.outcome for settlement in self.completions.settlements]
+
+    @asynccontextmanager
+    async def open(self) -> AsyncGenerator[None]:
+        """Let it work."""
+        async with anyio.create_task_group() as group:
+            self.slots.open(group)
+            group.start_soon(
+                Supervisor(self.bench.clock, self.bench.rng).repeat, "give_back", self.slots.give_back_step
+            )
+            yield
+            group.cancel_scope.cancel()
+
+
+async def test_no_more_jobs_run_than_there_are_slots() -> None:
+    """Jobs beyond the slots stand in line, and follow in order as slots are freed."""
+    gate = Gate()
+    rig = Rig(gate.behaviour, concurrency=3)
+    claims = [rig.bench.claim() for _ in range(10)]
+
+    async with rig.open():
+        rig.slots.put(claims)
+        await others_rest()
+        assert (gate.inside, rig.slots.free, rig.slots.in_line) == (3, 0, 7)
+        assert set(rig.slots.ids()) == {claim.id for claim in claims}
+        gate.opened.set()
+        assert await rig.slots.wait_until_idle(1)
+
+    assert gate.most == 3
+    assert gate.order == [claim.id for claim in claims]
+    assert rig.outcomes == [Outcome.SUCCEEDED] * 10
+    assert (rig.slots.free, rig.slots.in_line, rig.finished) == (3, 0, 10)
+    assert rig.freed >= 10
+    assert list(rig.slots.ids()) == []
+
+
+async def test_job_that_stands_in_line_too_long_is_given_back() -> None:
+    """A due job without a slot goes back to the store when its patience ends; one that runs does not."""
+    gate = Gate()
+    rig = Rig(gate.behaviour, concurrency=1)
+    first, second, third = (rig.bench.claim() for _ in range(3))
+
+    async with rig.open():
+        rig.slots.put([first, second])
+        await others_rest()
+        rig.bench.clock.advance(0.03)
+        rig.slots.put([third])
+        await others_rest()
+        rig.bench.clock.advance(0.019)
+        await others_rest()
+        assert rig.completions.settlements == []
+        rig.bench.clock.advance(0.001)
+        await others_rest()
+        assert [s.claim for s in rig.completions.settlements] == [second]
+        rig.bench.clock.advance(0.03)
+        await others_rest()
+
+    assert [s.claim for s in rig.completions.settlements[:2]] == [second, third]
+    assert rig.outcomes[:2] == [Outcome.RELEASED] * 2
+    assert rig.completions.settlements[0].started_us is None
+
+
+async def test_cancelled_job_ends_as_it_was_asked_to() -> None:
+    """A job cancelled by somebody ends as cancelled; one cancelled by a stop is released."""
+    gate = Gate()
+    rig = Rig(gate.behaviour, concurrency=2)
+    wanted, other = rig.bench.claim(), rig.bench.claim()
+
+    async with rig.open():
+        rig.slots.put([wanted, other])
+        await others_rest()
+        running = rig.slots.find(wanted.id)
+        assert running is not None
+        running.cancel(Outcome.CANCELLED)
+        await others_rest()
+        assert rig.outcomes == [Outcome.CANCELLED]
+        assert rig.slots.find(wanted.id) is None
+        rig.slots.cancel_all()
+        assert await rig.slots.wait_until_idle(1)
+
+    assert rig.outcomes == [Outcome.CANCELLED, Outcome.RELEASED]
+    assert rig.slots.free == 2
+
+
+async def test_cancelled_job_that_ends_well_has_succeeded() -> None:
+    """A handler that finishes in spite of its cancellation has done its work, and it is not done again."""
+
+    async def finish(context: JobContext) -> None:
+        with anyio.CancelScope(shield=True):
+            await gate.behaviour(context)
+
+    gate = Gate()
+    rig = Rig(finish, concurrency=1)
+
+    async with rig.open():
+        rig.slots.put([rig.bench.claim()])
+        await others_rest()
+        rig.slots.cancel_all()
+        gate.opened.set()
+        assert await rig.slots.wait_until_idle(1)
+
+    assert rig.outcomes == [Outcome.SUCCEEDED]
+
+
+async def test_cancelled_job_that_raises_while_giving_way_ends_as_it_was_asked_to() -> None:
+    """A handler whose clean-up fails after its cancellation burns no attempt, and is not tried again if unwanted."""
+
+    async def fail(context: JobContext) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise ConnectionError("closed by the cancellation")
+
+    flow = EventFlow("slots")
+    flow.job(retry=RetryPolicy(max_attempts=1))(Act)
+    rig = Rig(fail, concurrency=2, flow=flow)
+    unwanted, stopped = rig.bench.claim(), rig.bench.claim()
+
+    async with rig.open():
+        rig.slots.put([unwanted, stopped])
+        await others_rest()
+        running = rig.slots.find(unwanted.id)
+        assert running is not None
+        running.cancel(Outcome.CANCELLED)
+        await others_rest()
+        rig.slots.cancel_all()
+        assert await rig.slots.wait_until_idle(1)
+
+    assert rig.outcomes == [Outcome.CANCELLED, Outcome.RELEASED]
+
+
+async def test_jobs_in_line_can_be_taken_out() -> None:
+    """Jobs that have not started can be taken out of the line, one by its id or all; those that run cannot."""
+    gate = Gate()
+    rig = Rig(gate.behaviour, concurrency=1)
+    claims = [rig.bench.claim() for _ in range(4)]
+
+    async with rig.open():
+        rig.slots.put(claims)
+        await others_rest()
+        assert rig.slots.take(claims[0].id) is None
+        assert rig.slots.take(claims[2].id) == claims[2]
+        assert rig.slots.take_line() == [claims[1], claims[3]]
+        gate.opened.set()
+        assert await rig.slots.wait_until_idle(1)
+
+    assert gate.order == [claims[0].id]
+    assert rig.slots.free == 1
+
+
+async def test_waiting_for_idle_slots_is_bounded() -> None:
+    """Who waits for jobs that do not end is told so after the time they gave."""
+    rig = Rig(Gate().behaviour, concurrency=1)
+    idle: list[bool] = []
+
+    async def wait() -> None:
+        idle.append(await rig.slots.wait_until_idle(25))
+
+    async with rig.open(), anyio.create_task_group() as group:
+        rig.slots.put([rig.bench.claim()])
+        await others_rest()
+        group.start_soon(wait)
+        await others_rest()
+        rig.bench.clock.advance(24.9)
+        await others_rest()
+        assert idle == []
+        rig.bench.clock.advance(0.1)
+
+    assert idle == [False]
+
+
+async def test_exit_inside_a_job_costs_the_worker_nothing() -> None:
+    """A job that calls sys.exit fails alone; its slot takes the next job."""
+
+    async def leave(context: JobContext) -> None:
+        if context.attempt == 1:
+            raise SystemExit(1)
+
+    rig = Rig(leave, concurrency=1)
+
+    async with rig.open():
+        rig.slots.put([rig.bench.claim(), rig.bench.claim(attempt=2)])
+        assert await rig.slots.wait_until_idle(1)
+
+    assert rig.outcomes == [Outcome.RETRY, Outcome.SUCCEEDED]

@@ -1,0 +1,120 @@
+"""The heap of claimed jobs that are not due yet."""
+
+import anyio
+import msgspec
+
+from eventflow.jobs.records import ClaimedJob
+from eventflow.jobs.worker.store_time import StoreTime
+from eventflow.jobs.worker.timers import Timers
+from eventflow.supervision import Supervisor
+from tests.unit.bench import Bench, others_rest
+
+
+class SlotsFake:
+    """Takes note of the jobs it is given."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def put(self, claims: list[ClaimedJob]) -> None:
+        self.batches.append([claim.attempt for claim in claims])
+
+
+class Rig:
+    """Timers over fake slots; jobs are told apart by their attempt."""
+
+    def __init__(self) -> None:
+        self.bench = Bench()
+        self.clock = self.bench.clock
+        self.slots = SlotsFake()
+        self.fired = 0
+        store_time = StoreTime(self.clock)
+        store_time.sample(self.bench.now_us, asked_at=self.clock.monotonic())
+        self.timers = Timers(slots=self.slots, store_time=store_time, clock=self.clock, fired=self._count)  # pyright: ignore[reportArgumentType] - it only uses put
+
+    def _count(self) -> None:
+        self.fired += 1
+
+    def claims(self, *seconds: float) -> list[ClaimedJob]:
+        """Jobs that are ready after so many seconds."""
+        now_us = self.bench.now_us
+        return [self.bench.claim(attempt=n, ready_us=now_us + int(s * 1e6)) for n, s in enumerate(seconds)]
+
+
+async def test_jobs_that_are_ready_start_at_once() -> None:
+    """What is ready when it arrives goes to the slots in its order, the rest waits."""
+    rig = Rig()
+
+    rig.timers.add(rig.claims(-5, 10, 0))
+
+    assert rig.slots.batches == [[0, 2]]
+    assert len(rig.timers) == 1
+
+
+async def test_jobs_fire_in_order_and_not_before_their_time() -> None:
+    """Each job fires when the store's time has certainly reached it: a little late by this clock, never early."""
+    rig = Rig()
+    rig.timers.add(rig.claims(30, 10, 20))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(Supervisor(rig.clock, rig.bench.rng).repeat, "timers", rig.timers.fire_step)
+        seen: list[list[list[int]]] = []
+        for seconds in (10, 0.01, 9.99, 0.02, 9.98, 0.03):
+            await others_rest()
+            rig.clock.advance(seconds)
+            await others_rest()
+            seen.append(list(rig.slots.batches))
+        group.cancel_scope.cancel()
+
+    assert seen == [[], [[1]], [[1]], [[1], [2]], [[1], [2]], [[1], [2], [0]]]
+    assert rig.fired == 3
+
+
+async def test_earlier_job_added_later_fires_first() -> None:
+    """A job that arrives while others wait shortens the waiting."""
+    rig = Rig()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(Supervisor(rig.clock, rig.bench.rng).repeat, "timers", rig.timers.fire_step)
+        rig.timers.add(rig.claims(100))
+        await others_rest()
+        rig.timers.add([msgspec.structs.replace(rig.claims(1)[0], attempt=9)])
+        await others_rest()
+        rig.clock.advance(1.001)
+        await others_rest()
+        group.cancel_scope.cancel()
+
+    assert rig.slots.batches == [[9]]
+    assert len(rig.timers) == 1
+
+
+async def test_jobs_due_together_fire_together() -> None:
+    """Ten thousand jobs of one instant are one hand-over."""
+    rig = Rig()
+    first = rig.claims(1)[0]
+    rig.timers.add([msgspec.structs.replace(first, id=f"job-{n}") for n in range(10_000)])  # pyright: ignore[reportCallIssue]
+
+    rig.clock.advance(1.001)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await rig.timers.fire_step()
+
+    assert [len(batch) for batch in rig.slots.batches] == [10_000]
+
+
+async def test_waiting_job_can_be_taken_out() -> None:
+    """A job that waits is taken out once, by its id; the others stay in order."""
+    rig = Rig()
+    claims = rig.claims(1, 2, 3, 4)
+    rig.timers.add(claims)
+
+    assert rig.timers.take(claims[1].id) == claims[1]
+    assert rig.timers.take(claims[1].id) is None
+    assert set(rig.timers.ids()) == {claims[n].id for n in (0, 2, 3)}
+    rig.clock.advance(3.01)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await rig.timers.fire_step()
+    assert rig.slots.batches == [[0, 2]]
+    assert rig.timers.take_all() == [claims[3]]
+    assert len(rig.timers) == 0
