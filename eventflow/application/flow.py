@@ -14,7 +14,7 @@ from eventflow.errors import InvalidHandlerError
 from eventflow.jobs import Job, JobOptions
 from eventflow.postgres import DEFAULT_POOL_SIZE, DEFAULT_SCHEMA
 from eventflow.retry import RetryPolicy
-from eventflow.scheduling import check_priority, check_text, check_timeout
+from eventflow.scheduling import check_priority, check_retry, check_text, check_timeout
 from eventflow.services import Services
 
 H = TypeVar("H", bound=Callable[..., Any])
@@ -214,7 +214,7 @@ def _job_options(
     return JobOptions(
         queue=check_text("queue", queue, 100),
         priority=check_priority(priority),
-        retry=retry or RetryPolicy(),
+        retry=RetryPolicy() if retry is None else check_retry(retry),
         timeout=check_timeout(timeout),
         retention_days=retention_days,
     )

@@ -21,6 +21,8 @@ PREFETCH_SECONDS = 0.02
 """Jobs are held beyond the free slots for so long at the measured throughput: a round trip's worth."""
 SUSPICION_SECONDS = 15.0
 """How long after a claim without an answer the store may still commit it."""
+ADOPTION_SECONDS = 1.0
+"""Between two looks for the jobs of such a claim."""
 HERD_SECONDS = 0.003
 """A worker woken for nothing lets others go first by up to this, the next time."""
 
@@ -88,7 +90,7 @@ class Claimer:
         self._more_ready = False
         self._more_ahead = False
         self._next_us: int | None = None
-        self._suspicious_until = 0.0
+        self._suspicious_until: float | None = None
 
     def ask(self) -> None:
         """Claim as soon as there is room."""
@@ -113,8 +115,8 @@ class Claimer:
     async def claim_step(self) -> None:
         """Wait for a reason, claim once, and pass the jobs on."""
         await self._wait_for_reason()
-        if self._clock.monotonic() < self._suspicious_until:
-            await self._adopt_unanswered()
+        if self._suspicious_until is not None:
+            await self._adopt_unanswered(self._suspicious_until)
         ready, ahead = self._room()
         asked_at = self._clock.monotonic()
         failpoint("claim.sending")
@@ -144,7 +146,12 @@ class Claimer:
 
     async def _wait_for_reason(self) -> None:
         while not self._has_reason():
-            await self._wakeup.wait(self._until_next())
+            pause = self._until_next()
+            if self._suspicious_until is None:
+                await self._wakeup.wait(pause)
+            else:
+                await self._wakeup.wait(ADOPTION_SECONDS if pause is None else min(pause, ADOPTION_SECONDS))
+                self._asked = True  # to look for the jobs of the claim that was not answered
         if self._notified and not self._asked and self._woken_for_nothing:
             await self._clock.sleep(self._rng.uniform(0, HERD_SECONDS * self._woken_for_nothing / 5))
         self._asked = self._notified = False
@@ -159,8 +166,6 @@ class Claimer:
 
     def _until_next(self) -> float | None:
         """Seconds until the next job comes within reach; ``None`` if none is known or nothing could take it."""
-        if self._clock.monotonic() < self._suspicious_until:
-            return 1.0
         if self._next_us is None or not self._room()[0]:
             return None
         return max(0.0, self._store_time.seconds_until(self._next_us) - self._settings.claim_ahead)
@@ -171,9 +176,12 @@ class Claimer:
         ahead = self._settings.concurrency + prefetch - len(self._timers)
         return max(0, ready), max(0, ahead)
 
-    async def _adopt_unanswered(self) -> None:
+    async def _adopt_unanswered(self, until: float) -> None:
+        is_last_look = self._clock.monotonic() >= until
         known = [*self._slots.ids(), *self._timers.ids(), *self._completions.ids()]
         adopted = await self._store.claims(self._worker_id, known)
         if adopted:
             log.info("claim.adopted", extra={"worker_id": self._worker_id, "jobs": len(adopted)})
             self._timers.add(adopted)
+        if is_last_look:
+            self._suspicious_until = None

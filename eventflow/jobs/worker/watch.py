@@ -112,7 +112,8 @@ class Watch:
         self._clock = clock
         self._early = Wakeup(clock)
         self._obituary = Obituary(
-            lease_duration=settings.lease_duration, longest_gap=3 * max(settings.tick_interval, SECOND_LOOK_SECONDS)
+            lease_duration=settings.lease_duration,
+            longest_gap=3 * max(settings.tick_interval, settings.poll_interval, SECOND_LOOK_SECONDS),
         )
         self._handled: set[tuple[JobId, int, str]] = set()
 
@@ -151,6 +152,9 @@ class Watch:
         unstarted = self._timers.take(signal.job_id) or self._slots.take(signal.job_id)
         if unstarted is not None and unstarted.claim_no == signal.claim_no:
             self._completions.add(_ended(unstarted, signal))
+            return
+        if unstarted is not None:  # the signal was meant for an earlier claim
+            self._timers.add([unstarted])
             return
         running = self._slots.find(signal.job_id)
         if running is not None and running.claim.claim_no == signal.claim_no and signal.kind == "cancel":
