@@ -23,6 +23,7 @@ EventFlowError
 ├── WorkerError
 └── DatabaseError
     ├── DatabaseUnavailableError
+    │   └── LockBusyError
     ├── CommitUnknownError
     ├── ValueRefusedError
     └── SchemaVersionError
@@ -205,6 +206,10 @@ class DatabaseError(EventFlowError):
 
 class DatabaseUnavailableError(DatabaseError, ConnectionError):
     """The database cannot be reached, or refuses to work just now. Nothing was written."""
+
+
+class LockBusyError(DatabaseUnavailableError):
+    """Somebody else holds a row for too long; nothing was written."""
 
 
 class CommitUnknownError(DatabaseError):

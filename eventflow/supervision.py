@@ -4,14 +4,11 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import Random
-from typing import TypeAlias, cast
 
 import anyio
 from anyio.abc import TaskGroup
 
 from eventflow.clock import Clock
-
-_Group: TypeAlias = BaseExceptionGroup[BaseException]
 
 log = logging.getLogger("eventflow.supervision")
 
@@ -67,21 +64,14 @@ async def background_tasks() -> AsyncGenerator[TaskGroup]:
     """
     A task group whose one error is raised as itself.
 
-    Who writes ``async with flow.open()`` expects the exception of the body, not a group with it inside. Several
-    errors of one type are one: the first. A group is only raised where they really differ.
+    Who writes ``async with flow.open()`` expects the exception of the body, not a group with it inside. A group of
+    the body's own stays what it is.
     """
     try:
         async with anyio.create_task_group() as group:
             yield group
     except BaseExceptionGroup as errors:
-        leaves = _leaves(errors)
-        if len({type(leaf) for leaf in leaves}) > 1:
+        lone, *others = errors.exceptions
+        if others:
             raise
-        raise leaves[0] from leaves[0].__cause__
-
-
-def _leaves(group: _Group) -> list[BaseException]:
-    leaves: list[BaseException] = []
-    for error in group.exceptions:
-        leaves.extend(_leaves(cast("_Group", error)) if isinstance(error, BaseExceptionGroup) else [error])
-    return leaves
+        raise lone from lone.__cause__

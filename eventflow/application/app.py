@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from eventflow.application.model import Model
 from eventflow.clock import Clock, SystemClock
 from eventflow.commands import AnyCommand, Causation, CommandBus
-from eventflow.errors import EventFlowError
+from eventflow.errors import EventFlowError, WorkerError
 from eventflow.ids import JobId
 from eventflow.jobs import (
     InMemoryJobScheduler,
@@ -39,6 +39,9 @@ from eventflow.supervision import background_tasks
 log = logging.getLogger("eventflow.application")
 
 R = TypeVar("R")
+
+LONGEST_TICK_SECONDS = 1.0
+"""Producers announce only jobs that are due before the next look of every worker."""
 
 
 class Commands:
@@ -147,6 +150,8 @@ class App:
         backend = self._backend
         if backend.store is None or backend.presence is None:
             raise EventFlowError("an instant application has no jobs for a worker")
+        if backend.database is not None and settings.tick_interval > LONGEST_TICK_SECONDS:
+            raise WorkerError(f"tick_interval is at most {LONGEST_TICK_SECONDS:g} s, not {settings.tick_interval:g}")
         worker = Worker(
             backend.store,
             backend.presence(settings.heartbeat_interval),

@@ -17,7 +17,6 @@ from eventflow.messages import Message
 from eventflow.scheduling import ScheduleOptions, check_priority, check_retry, check_text, check_timeout, due_of
 from eventflow.serialization import encode_plain
 
-
 _OPTIONS = frozenset(ScheduleOptions.__annotations__)
 
 

@@ -10,6 +10,7 @@ from eventflow.errors import DatabaseError, LeaseLostError
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.records import (
+    LOOKAHEAD_US,
     CancelOutcome,
     ClaimBatch,
     ClaimedJob,
@@ -138,9 +139,10 @@ class InMemoryJobStore:
 
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
         worker = self._workers.get(worker_id)
-        waiting = [row.ready_us for row in self._claimable(interest)]
+        now = self._now()
+        waiting = [row.ready_us for row in self._claimable(interest) if row.ready_us <= now + LOOKAHEAD_US]
         return Tick(
-            now_us=self._now(),
+            now_us=now,
             next_us=min(waiting, default=None),
             open=worker is not None and worker.open,
             server="memory",
@@ -161,13 +163,14 @@ class InMemoryJobStore:
         waiting = sorted(self._claimable(interest), key=_Row.order)
         due = [row for row in waiting if row.ready_us <= now][:ready]
         soon = [row for row in waiting if now < row.ready_us <= now + horizon_us][:ahead]
-        later = [row.ready_us for row in waiting if row.ready_us > now + horizon_us]
+        horizon = now + horizon_us
+        later = [row.ready_us for row in waiting if horizon < row.ready_us <= horizon + LOOKAHEAD_US]
         for row in (*due, *soon):
             row.state, row.worker_id = JobState.RUNNING, worker_id
             row.claim_no += 1
             row.attempt += 1
         claimed = sorted((_claimed(row) for row in (*due, *soon)), key=lambda job: (job.ready_us, job.id))
-        return ClaimBatch(now, claimed, min(later, default=None))
+        return ClaimBatch(now_us=now, split_us=now, jobs=claimed, next_us=min(later, default=None))
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
         return [_claimed(row) for row in self._held_by(worker_id) if row.job.id not in known]
@@ -239,9 +242,10 @@ class InMemoryJobStore:
 
     def _settle(self, row: _Row, settlement: Settlement) -> None:
         row.started_us = settlement.started_us
-        if row.worker_id is not None:
-            for kind in ("cancel", "reschedule"):
-                self._workers[row.worker_id].signals.pop((row.job.id, kind), None)
+        cancelled = self._answer_signals(row)
+        if cancelled and settlement.outcome in (Outcome.RELEASED, Outcome.RETRY):
+            self._end(row, JobState.CANCELLED, retention_days=1)
+            return
         if settlement.outcome is Outcome.RELEASED:
             self._wait_again(row, settlement.due, attempts_back=1)
             return
@@ -253,6 +257,15 @@ class InMemoryJobStore:
             return
         row.reason = settlement.reason
         self._end(row, _ENDED[settlement.outcome], settlement.retention_days)
+
+    def _answer_signals(self, row: _Row) -> bool:
+        """Forget what was asked of this claim; tell whether it was to be cancelled."""
+        if row.worker_id is None:
+            return False
+        signals = self._workers[row.worker_id].signals
+        signals.pop((row.job.id, "reschedule"), None)
+        asked = signals.pop((row.job.id, "cancel"), None)
+        return asked is not None and asked.claim_no == row.claim_no
 
     def _wait_again(self, row: _Row, due: Due | None, *, attempts_back: int) -> None:
         now = self._now()
@@ -274,9 +287,11 @@ class InMemoryJobStore:
 
     def _close(self, worker: _Worker, *, crashed: bool) -> int:
         worker.open = False
-        worker.signals.clear()
         held = self._held_by(worker.record.id)
         for row in held:
+            if self._answer_signals(row):
+                self._end(row, JobState.CANCELLED, retention_days=1)
+                continue
             if crashed:
                 row.crashes += 1
                 self._note_attempt(row, "worker_died", None)

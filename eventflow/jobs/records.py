@@ -59,17 +59,25 @@ class Interest(msgspec.Struct, frozen=True):
     versions: tuple[int, ...]
 
 
-class ClaimBatch(msgspec.Struct, frozen=True):
+LOOKAHEAD_US = 2_000_000
+"""How far a look at what comes next goes: there is another look before that, and jobs that nobody here can run may
+wait beyond it in great numbers. The SQL has the same two seconds."""
+
+
+class ClaimBatch(msgspec.Struct, frozen=True, kw_only=True):
     """
     The answer to a claim.
 
     Attributes:
         now_us: The store's time.
+        split_us: What was ready by then was claimed as ready, the rest as ahead of time.
         jobs: The claimed jobs, by the time they are ready.
-        next_us: When the earliest job beyond the claim's horizon is ready; ``None``: there is none.
+        next_us: When the earliest job beyond the claim's horizon is ready, as far as :data:`LOOKAHEAD_US`
+            goes; ``None``: there is none.
     """
 
     now_us: int
+    split_us: int
     jobs: Sequence[ClaimedJob]
     next_us: int | None
 
@@ -137,7 +145,8 @@ class Tick(msgspec.Struct, frozen=True):
 
     Attributes:
         now_us: The store's time.
-        next_us: When the earliest claimable job is, or was, ready; ``None``: there is none.
+        next_us: When the earliest claimable job is, or was, ready, as far as :data:`LOOKAHEAD_US` goes; ``None``:
+            there is none.
         open: Whether the worker asking still has its lease.
         server: Identifies the running server: changes with a restart and a failover.
     """

@@ -58,13 +58,17 @@ class JobRunner:
         self._clock = clock
         self._rng = rng
 
-    async def run(self, claim: ClaimedJob, *, started_us: int) -> Settlement:
+    async def run(
+        self, claim: ClaimedJob, *, started_us: int, is_cancelled: Callable[[], bool] | None = None
+    ) -> Settlement:
         """
         One attempt. Never raises what the job raises; only cancellation of the caller passes through.
 
         Args:
             claim: The job.
             started_us: Now, by the store's clock.
+            is_cancelled: Tells whether it is the caller who is being cancelled, and not the handler that cancelled
+                itself; by default any cancellation of the task is the caller's.
         """
         try:
             job = self._definitions.decode(claim.name, claim.version, claim.payload)
@@ -93,7 +97,7 @@ class JobRunner:
                 if deadline.cancelled_caught:
                     raise JobTimeoutError(timeout or 0)
         except anyio.get_cancelled_exc_class() as exc:
-            if _is_cancelled():
+            if (is_cancelled or _is_cancelled)():
                 raise
             return self._failed(claim, options, exc, started_us)  # the handler's own; nobody cancelled us
         except BaseException as exc:  # noqa: BLE001 - a SystemExit of a handler is that job's failure, not the worker's

@@ -37,7 +37,11 @@ class JobStore(Protocol):
         ...
 
     async def cancel(self, job_id: JobId) -> CancelOutcome:
-        """Keep a waiting job from running; ask the worker of a claimed one to stop it."""
+        """
+        Keep a waiting job from running; ask the worker of a claimed one to stop it.
+
+        A request holds for that claim: however it ends without success, the job does not wait again.
+        """
         ...
 
     async def reschedule(self, job_id: JobId, due: Due) -> RescheduleOutcome:

@@ -18,7 +18,7 @@ AnyConnection: TypeAlias = "Connection | asyncpg.pool.PoolConnectionProxy[asyncp
 Connect = Callable[[], Awaitable[Connection]]
 
 CONNECT_SECONDS = 5.0
-STATEMENT_SECONDS = 10.0
+STATEMENT_SECONDS = 8.0
 """Longest time one statement may take; beyond it the connection counts as broken."""
 
 

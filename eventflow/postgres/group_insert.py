@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 
-from eventflow.errors import ValueRefusedError
+from eventflow.errors import CommitUnknownError, ValueRefusedError
 from eventflow.jobs import NewJob
 
 MOST_JOBS = 1000
@@ -74,3 +74,6 @@ class GroupInsert:
     def _finish(self, calls: list[_Call], error: Exception | None) -> None:
         for call in calls:
             call.done, call.error = True, error
+            if isinstance(error, CommitUnknownError):  # each caller asked about jobs of his own
+                call.error = CommitUnknownError([job.id for job in call.jobs])
+                call.error.__cause__ = error

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import asyncpg
 
-from eventflow.errors import CommitUnknownError, DatabaseUnavailableError, LeaseLostError
+from eventflow.errors import CommitUnknownError, DatabaseUnavailableError, LeaseLostError, LockBusyError
 from eventflow.failpoints import failpoint
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs import (
@@ -33,6 +33,10 @@ from eventflow.scheduling import Due
 
 COPY_FROM = 300
 """Jobs from which on COPY is faster than arrays."""
+MOVES = 3
+"""How often to look for a job that was not found: it may have moved between the tables meanwhile."""
+RESCUE_LOCK = "SET LOCAL lock_timeout = '200ms'"
+"""A worker whose claim is stuck holds its row: it is rescued at a later look, and nothing waits behind that."""
 NOTIFY_WITHIN_US = 1_500_000
 """Workers look by themselves once a second, so a job due later than this needs no notification."""
 
@@ -41,15 +45,15 @@ class PostgresJobStore:
     """
     A :class:`~eventflow.jobs.store.JobStore` on Postgres.
 
-    It has a connection for each thing that must not wait for another: inserting, claiming, ending claims, and
-    looking. Each is opened when first used.
+    It has a connection for each thing that must not wait for another: inserting, looking jobs up, claiming, ending
+    claims, and watching the time and the other workers. Each is opened when first used.
 
     Args:
         connect: Opens a connection.
         schema: Where the tables are.
         wake: Called after a commit that workers should know of.
         signal: Called after something was asked of a claimed job.
-        looking: The connection for looking, if the caller has one to share.
+        watching: The connection for watching, if the caller has one to share.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class PostgresJobStore:
         *,
         wake: Callable[[], None] = lambda: None,
         signal: Callable[[], None] = lambda: None,
-        looking: Lane | None = None,
+        watching: Lane | None = None,
     ) -> None:
         self._schema = schema
         self._wake = wake
@@ -67,13 +71,14 @@ class PostgresJobStore:
         self._inserting = Lane(connect, schema)
         self._claiming = Lane(connect, schema)
         self._settling = Lane(connect, schema)
-        self._looking = looking or Lane(connect, schema)
+        self._looking = Lane(connect, schema)
+        self._watching = watching or Lane(connect, schema)
         self._group = GroupInsert(self._insert_now)
         self._queue_ids: dict[str, int] = {}
 
     async def close(self) -> None:
         """Close the connections."""
-        for lane in (self._inserting, self._claiming, self._settling, self._looking):
+        for lane in (self._inserting, self._looking, self._claiming, self._settling, self._watching):
             await lane.close()
 
     async def check_version(self) -> None:
@@ -143,7 +148,7 @@ class PostgresJobStore:
 
     async def _queues(self, jobs: Sequence[NewJob]) -> dict[str, int]:
         for queue in {job.queue for job in jobs} - self._queue_ids.keys():
-            [row] = await self._looking.fetch(self._sql("ensure_queue"), queue)
+            [row] = await self._inserting.fetch(self._sql("ensure_queue"), queue)
             self._queue_ids[queue] = row["id"]
         return self._queue_ids
 
@@ -156,33 +161,35 @@ class PostgresJobStore:
         return bool(rows)
 
     async def cancel(self, job_id: JobId) -> CancelOutcome:
-        row = await self._looking.fetchrow(self._sql("cancel_job"), job_id.uuid)
-        if row is not None and row["cancelled"]:
-            return CancelOutcome.CANCELLED
-        if row is None or not row["requested"]:
-            return CancelOutcome.NOT_FOUND
-        self._signal()
-        return CancelOutcome.REQUESTED
+        for _ in range(MOVES):
+            [row] = await self._looking.fetch(self._sql("cancel_job"), job_id.uuid)
+            if row["cancelled"]:
+                return CancelOutcome.CANCELLED
+            if row["requested"]:
+                self._signal()
+                return CancelOutcome.REQUESTED
+        return CancelOutcome.NOT_FOUND
 
     async def reschedule(self, job_id: JobId, due: Due) -> RescheduleOutcome:
-        row = await self._looking.fetchrow(self._sql("reschedule_job"), job_id.uuid, due.at_us, due.delay_us)
-        if row is not None and row["rescheduled"]:
-            self._wake()
-            return RescheduleOutcome.RESCHEDULED
-        if row is None or not row["requested"]:
-            return RescheduleOutcome.NOT_FOUND
-        self._signal()
-        return RescheduleOutcome.REQUESTED
+        for _ in range(MOVES):
+            [row] = await self._looking.fetch(self._sql("reschedule_job"), job_id.uuid, due.at_us, due.delay_us)
+            if row["rescheduled"]:
+                self._wake()
+                return RescheduleOutcome.RESCHEDULED
+            if row["requested"]:
+                self._signal()
+                return RescheduleOutcome.REQUESTED
+        return RescheduleOutcome.NOT_FOUND
 
     async def get(self, job_id: JobId) -> JobRecord | None:
-        row = await self._looking.fetchrow(self._sql("find_jobs"), job_id.uuid, None, None, None, 1)
+        row = await self._looking.fetchrow(self._sql("get_job"), job_id.uuid)
         return None if row is None else job_record(row)
 
     async def find(
         self, *, state: JobState | None = None, queue: str | None = None, name: str | None = None, limit: int = 100
     ) -> Sequence[JobRecord]:
         rows = await self._looking.fetch(
-            self._sql("find_jobs"), None, None if state is None else state.value, queue, name, limit
+            self._sql("find_jobs"), None if state is None else state.value, queue, name, limit
         )
         return [job_record(row) for row in rows]
 
@@ -190,7 +197,7 @@ class PostgresJobStore:
 
     async def open_worker(self, worker: WorkerRecord) -> None:
         queues = None if worker.queues is None else list(worker.queues)
-        await self._looking.fetch(
+        await self._watching.fetch(
             self._sql("open_worker"),
             worker.id.uuid,
             worker.host,
@@ -203,11 +210,11 @@ class PostgresJobStore:
     async def beat(self, worker_id: WorkerId, session: tuple[int, str] | None = None) -> bool:
         """*session*: the advisory lock that shows the worker's process to be there, and the server it is on."""
         key, server = session or (None, None)
-        row = await self._looking.fetchrow(self._sql("beat_worker"), worker_id.uuid, key, server)
+        row = await self._watching.fetchrow(self._sql("beat_worker"), worker_id.uuid, key, server)
         return row is not None
 
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
-        [row] = await self._looking.fetch(
+        [row] = await self._watching.fetch(
             self._sql("tick_worker"), worker_id.uuid, interest.queues, interest.names, interest.versions
         )
         peers = zip(row["peers"], row["beats"], row["gone"], strict=True)
@@ -238,7 +245,10 @@ class PostgresJobStore:
         if not answer["open"]:
             raise LeaseLostError(f"{worker_id} has been closed")
         return ClaimBatch(
-            answer["now_us"], [claimed_job(row) for row in rows if row["id"] is not None], answer["next_us"]
+            now_us=answer["now_us"],
+            split_us=answer["split_us"],
+            jobs=[claimed_job(row) for row in rows if row["id"] is not None],
+            next_us=answer["next_us"],
         )
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
@@ -315,14 +325,22 @@ class PostgresJobStore:
         return _job_ids(rows)
 
     async def rescue(self, peer: Peer) -> int | None:
-        return await self._close_worker(peer.worker_id, beat=peer.beat, crashed=True)
+        try:
+            return await self._close_worker(peer.worker_id, beat=peer.beat, crashed=True)
+        except LockBusyError:
+            return None
 
     async def close_worker(self, worker_id: WorkerId) -> int:
         return await self._close_worker(worker_id, beat=None, crashed=False) or 0
 
     async def _close_worker(self, worker_id: WorkerId, *, beat: int | None, crashed: bool) -> int | None:
-        async with self._looking.connection() as connection, connection.transaction():
+        # Read committed: the claims that closing waited for are seen by the statement after it.
+        async with (
+            self._watching.connection() as connection,
+            connection.transaction(isolation="read_committed"),
+        ):
             failpoint("rescue.closing")
+            await connection.execute(RESCUE_LOCK)
             if await connection.fetchval(self._sql("close_worker"), worker_id.uuid, beat) is None:
                 return None
             failpoint("rescue.closed")
@@ -333,8 +351,8 @@ class PostgresJobStore:
         return released
 
     async def maintain(self, retention_days: Sequence[int]) -> None:
-        await self._looking.fetch(self._sql("maintain_history"), list(retention_days))
-        await self._looking.fetch(self._sql("delete_closed_workers"))
+        await self._watching.fetch(self._sql("maintain_history"), list(retention_days))
+        await self._watching.fetch(self._sql("delete_closed_workers"))
 
 
 def _job_ids(rows: Sequence[asyncpg.Record]) -> set[JobId]:

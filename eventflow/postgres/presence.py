@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 
 import anyio
@@ -91,7 +91,8 @@ class _PresenceThread:
         """In the worker's loop: let the thread end."""
         self._stopping = True
         if self._stop_thread is not None:
-            self._stop_thread()
+            with suppress(RuntimeError):  # the thread has just ended by itself
+                self._stop_thread()
 
     async def _attend(self) -> None:
         presence = self._presence
@@ -108,14 +109,16 @@ class _PresenceThread:
             wake=lambda payload: self._in_main_loop(self._wake, payload),
             clock=presence.clock,
         )
-        store = PostgresJobStore(presence.connect, presence.schema, looking=beating)
+        store = PostgresJobStore(presence.connect, presence.schema, watching=beating)
         heartbeat = self._heartbeat = Heartbeat(
             lambda: store.beat(self._worker.id, listener.session),
             clock=presence.clock,
             interval=presence.heartbeat_interval,
         )
+        opened = False
         try:
             await store.open_worker(self._worker)
+            opened = True
             async with background_tasks() as group:
                 supervisor = Supervisor(presence.clock, presence.rng)
                 group.start_soon(supervisor.repeat, "beat", heartbeat.beat_step)
@@ -124,12 +127,17 @@ class _PresenceThread:
                 await stop.wait()
                 group.cancel_scope.cancel()
         finally:
+            self._stop_thread = None
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                try:
-                    await store.close_worker(self._worker.id)
-                except DatabaseError as exc:
-                    log.warning("worker.not_closed", extra={"worker_id": self._worker.id, "error": str(exc)})
+                if opened:
+                    await self._close(store)
                 await store.close()
+
+    async def _close(self, store: PostgresJobStore) -> None:
+        try:
+            await store.close_worker(self._worker.id)
+        except DatabaseError as exc:
+            log.warning("worker.not_closed", extra={"worker_id": self._worker.id, "error": str(exc)})
 
     def _in_main_loop(self, function: Callable[..., object], *arguments: object) -> None:
         if not self._main_loop.is_closed():

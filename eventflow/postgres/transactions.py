@@ -8,9 +8,9 @@ import anyio
 import asyncpg
 from asyncpg.transaction import Transaction as DriverTransaction
 
-from eventflow.errors import CommitUnknownError, DatabaseUnavailableError
+from eventflow.errors import CommitUnknownError
 from eventflow.ids import JobId
-from eventflow.postgres.translation import DRIVER_ERRORS, translate
+from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
 
 PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -82,7 +82,8 @@ class Transactions:
             await self._commit(scope, transaction)
         finally:
             del self._open[id(connection)]
-            with anyio.CancelScope(shield=True):
+            # If resetting it fails, the pool drops the connection; what was committed stays so.
+            with anyio.CancelScope(shield=True), suppress(*DRIVER_ERRORS):
                 await self._pool.release(connection, timeout=END_SECONDS)
         if transaction.soonest_us is not None:
             self._committed(transaction.soonest_us)
@@ -98,7 +99,6 @@ class Transactions:
             with anyio.fail_after(END_SECONDS, shield=True):  # half a commit would be an unknown one
                 await scope.commit()
         except DRIVER_ERRORS as exc:
-            error = translate(exc, self._schema)
-            if isinstance(error, DatabaseUnavailableError) and not getattr(exc, "sqlstate", None):
+            if may_have_committed(exc):
                 raise CommitUnknownError(transaction.ids) from exc
-            raise error from exc
+            raise translate(exc, self._schema) from exc

@@ -2,7 +2,13 @@
 
 import asyncpg
 
-from eventflow.errors import DatabaseError, DatabaseUnavailableError, SchemaVersionError, ValueRefusedError
+from eventflow.errors import (
+    DatabaseError,
+    DatabaseUnavailableError,
+    LockBusyError,
+    SchemaVersionError,
+    ValueRefusedError,
+)
 from eventflow.postgres.statements import DEFAULT_SCHEMA
 
 _UNAVAILABLE = (
@@ -12,7 +18,7 @@ _UNAVAILABLE = (
     "25006",  # read only: not the primary
     "40001",  # serialization failure
     "40P01",  # deadlock
-    "55P03",  # lock not available
+    "55000",  # accepts no connections: starting, stopping, being dropped
     "57014",  # cancelled, by a timeout somebody set
     "25P03",  # idle in transaction, by a timeout somebody set
 )
@@ -28,6 +34,8 @@ def translate(error: BaseException, schema: str = DEFAULT_SCHEMA) -> DatabaseErr
     state = getattr(error, "sqlstate", None) or ""
     if state in _NO_SCHEMA:
         return SchemaVersionError(schema, None, 0) if state in ("3F000", "42P01") else DatabaseError(str(error))
+    if state == "55P03":
+        return LockBusyError(str(error))
     if not state or state.startswith(_UNAVAILABLE):
         return DatabaseUnavailableError(str(error) or type(error).__name__)
     if state.startswith(_REFUSED):

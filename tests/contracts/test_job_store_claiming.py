@@ -13,6 +13,7 @@ from eventflow.scheduling import Due
 from tests.support.job_stores import ERROR, StoreDriver, after, interest, new_job
 
 HOUR = timedelta(hours=1)
+SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
 
 
@@ -137,7 +138,7 @@ async def test_no_more_than_asked_for(driver: StoreDriver) -> None:
 async def test_only_what_is_due_within_the_horizon_is_taken_ahead(driver: StoreDriver) -> None:
     """Ahead of time, but no further; the answer tells when the next one beyond is ready."""
     worker = await driver.open_worker()
-    soon, late = await driver.insert(due=after(MINUTE)), await driver.insert(due=after(HOUR))
+    soon, late = await driver.insert(due=after(MINUTE)), await driver.insert(due=after(2 * MINUTE + 1.5 * SECOND))
     before = to_microseconds(await driver.now())
     batch = await driver.claim_batch(worker, ahead=9, horizon=2 * MINUTE)
 
@@ -151,8 +152,8 @@ async def test_only_what_is_due_within_the_horizon_is_taken_ahead(driver: StoreD
 async def test_nothing_is_next_when_nothing_waits_for_this_worker(driver: StoreDriver) -> None:
     """The next time concerns only jobs that the worker could claim."""
     worker = await driver.open_worker()
-    await driver.insert(due=after(HOUR), name="Unknown")
-    await driver.insert(due=after(HOUR), queue="mail")
+    await driver.insert(due=after(1.5 * SECOND), name="Unknown")
+    await driver.insert(due=after(1.5 * SECOND), queue="mail")
 
     assert (await driver.claim_batch(worker, wants=interest(("default",)))).next_us is None
     assert (await driver.claim_batch(worker)).next_us is not None

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import msgspec
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from eventflow.errors import LeaseLostError
@@ -62,6 +62,7 @@ class Model:
         self.states: dict[JobId, JobState] = {}
         self.holders: dict[JobId, tuple[WorkerId, int]] = {}
         self.claim_nos: dict[JobId, int] = {}
+        self.asked_to_cancel: set[JobId] = set()
         self.claims: list[tuple[WorkerId, ClaimedJob]] = []
         self.sightings: list[tuple[Peer, int]] = []
 
@@ -131,7 +132,7 @@ class Model:
         assert settled == ({claim.id} if held else set())
         if held:
             del self.holders[claim.id]
-            self.states[claim.id] = _STATE_AFTER[step.outcome]
+            self._left(claim.id, _STATE_AFTER[step.outcome])
         if follow_up is not None:
             assert (await self.driver.store.get(follow_up.id) is not None) == held
             if held:
@@ -170,6 +171,8 @@ class Model:
             assert outcome is _CANCELLED_FROM.get(state, CancelOutcome.NOT_FOUND)
             if outcome is CancelOutcome.CANCELLED:
                 self.states[job_id] = JobState.CANCELLED
+            elif outcome is CancelOutcome.REQUESTED:
+                self.asked_to_cancel.add(job_id)
 
     async def _reschedule(self, worker: WorkerId, step: Step) -> None:
         if self.states:
@@ -208,7 +211,13 @@ class Model:
         self.closed.add(worker)
         for job_id in [job_id for job_id, (holder, _) in self.holders.items() if holder == worker]:
             del self.holders[job_id]
-            self.states[job_id] = JobState.WAITING
+            self._left(job_id, JobState.WAITING)
+
+    def _left(self, job_id: JobId, state: JobState) -> None:
+        if state is JobState.WAITING and job_id in self.asked_to_cancel:
+            state = JobState.CANCELLED
+        self.asked_to_cancel.discard(job_id)
+        self.states[job_id] = state
 
 
 _STATE_AFTER = {
@@ -239,7 +248,12 @@ async def test_one_live_claim_and_nothing_lost_in_memory(steps: list[Step]) -> N
     await run(InMemoryDriver(), steps)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes here
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(steps=STEPS)
 async def test_one_live_claim_and_nothing_lost_on_postgres(database: Database, steps: list[Step]) -> None:
     """The same on Postgres."""

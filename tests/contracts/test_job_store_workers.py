@@ -12,6 +12,7 @@ from eventflow.jobs import JobState, Outcome
 from tests.support.job_stores import StoreDriver, after, interest, new_job, worker_record
 
 HOUR = timedelta(hours=1)
+SECOND = timedelta(seconds=1)
 
 
 async def test_worker_beats_until_it_is_closed(driver: StoreDriver) -> None:
@@ -72,8 +73,8 @@ async def test_tick_tells_when_the_next_job_is_ready(driver: StoreDriver) -> Non
     await driver.insert(name="Unknown")
     assert (await driver.store.tick(worker, wants)).next_us is None
 
-    later = await driver.insert(due=after(2 * HOUR))
-    sooner = await driver.insert(due=after(HOUR), priority=3)
+    later = await driver.insert(due=after(1.5 * SECOND))
+    sooner = await driver.insert(due=after(SECOND), priority=3)
     for expected in (sooner, later):
         ready_at = (await driver.get(expected)).ready_at
         assert ready_at is not None

@@ -52,6 +52,10 @@ USAGE_ERRORS = [
     Refused("jobs list --state sleeping", "sleeping"),
     Refused("jobs list --limit 0", "limit"),
     Refused("jobs show 17", "'17' is not the id of a job"),
+    Refused("migrate --dsn postgresql://shop:s3cret@db/orders", "--dsn"),
+    Refused("migrate postgresql://shop:s3cret@db/orders", "***"),
+    Refused("migrate --dsn-file=postgresql://shop:s3cret@db/orders", "shop:***@db"),
+    Refused("worker postgresql://shop:s3cret@db/orders", "no module 'postgresql'"),
     Refused("worker", "MODULE:FLOW"),
     Refused("worker shop:flow", "EVENTFLOW_DSN", address=""),
     Refused("worker shop:flow --concurrency 0", "concurrency"),
@@ -72,7 +76,9 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(
 
     output = capsys.readouterr()
     assert code == ExitCode.USAGE
-    assert refused.says in " ".join(output.err.replace("│", " ").split())
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert refused.says in output.err
     assert "s3cr" not in output.err + output.out
 
 
@@ -87,6 +93,19 @@ def test_help_fits_80_columns_and_ends_with_the_exit_codes(command: str, capsys:
     assert "Exit codes:" in lines
     assert max(map(len, lines)) <= 80
     assert not any("--dsn " in line for line in lines)
+
+
+def test_demo_passes_its_options_and_its_exit_code_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, float]] = []
+
+    def run_demo(*, jobs: int, seconds: float) -> int:
+        asked.append((jobs, seconds))
+        return ExitCode.FAILED
+
+    monkeypatch.setattr("eventflow.demo.run_demo", run_demo)
+
+    assert app_module.run(["demo", "--jobs=20", "--seconds=1.5"]) == ExitCode.FAILED
+    assert asked == [(20, 1.5)]
 
 
 def test_the_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

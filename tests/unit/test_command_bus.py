@@ -53,7 +53,7 @@ async def place_too(command: PlaceOrder, context: CommandContext) -> int:
 
 
 async def test_handler_is_called_once_and_its_result_returned() -> None:
-    """publish runs the handler of the command's type once, with the command, and returns its typed result."""
+    """Publishing runs the handler of the command's type once, with the command, and returns its typed result."""
     seen: list[PlaceOrder] = []
 
     async def handle(command: PlaceOrder, context: CommandContext) -> int:
@@ -127,33 +127,33 @@ def missing_result(command: PlaceOrder, context: CommandContext) -> None:
     """Returns nothing where the command declares an int."""
 
 
-def silent(command: CancelOrder, context: CommandContext):  # pyright: ignore[reportUnknownParameterType]
+def silent(command: CancelOrder, context: CommandContext):
     """Does not say what it returns."""
 
 
-def untyped(command, context):  # pyright: ignore  # noqa: PGH003
+def untyped(command, context):  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
     """Says nothing."""
 
 
-def under_type_checking(command: CancelOrder, context: CommandContext) -> "Fraction":  # pyright: ignore
+def under_type_checking(command: CancelOrder, context: CommandContext) -> "Fraction":
     """Names what does not exist at run time."""
     raise NotImplementedError
 
 
-@pytest.mark.parametrize(
-    ("handler", "said"),
-    [
-        (no_command, "must be annotated"),
-        (no_context, "must be annotated"),
-        (three, "must be annotated"),
-        (wrong_context, "second parameter must be a CommandContext"),
-        (wrong_result, "returns str, but PlaceOrder declares int"),
-        (missing_result, "returns NoneType, but PlaceOrder declares int"),
-        (silent, "returns nothing"),
-        (untyped, "must be annotated"),
-        (under_type_checking, "TYPE_CHECKING"),
-    ],
-)
+MISSHAPEN: list[tuple[Callable[..., Any], str]] = [
+    (no_command, "must be annotated"),
+    (no_context, "must be annotated"),
+    (three, "must be annotated"),
+    (wrong_context, "second parameter must be a CommandContext"),
+    (wrong_result, "returns str, but PlaceOrder declares int"),
+    (missing_result, "returns NoneType, but PlaceOrder declares int"),
+    (silent, "returns nothing"),
+    (untyped, "must be annotated"),  # pyright: ignore[reportUnknownArgumentType]
+    (under_type_checking, "TYPE_CHECKING"),
+]
+
+
+@pytest.mark.parametrize(("handler", "said"), MISSHAPEN)
 def test_handler_of_another_shape_is_refused(handler: Callable[..., Any], said: str) -> None:
     """A handler whose annotations do not fit is an error that names the function and what is wrong."""
     with pytest.raises(InvalidHandlerError, match=f"{handler.__name__}.*{said}"):
@@ -318,13 +318,13 @@ async def test_follow_up_is_checked_where_it_is_scheduled() -> None:
     caught: list[type[Exception]] = []
 
     async def handle(command: CancelOrder, context: CommandContext) -> None:
-        for wrong, options in (
-            (Act(number="x"), {}),  # pyright: ignore[reportArgumentType] - not checked when made
-            (Quiet(), {}),
-            (Act(), {"delay": timedelta(-1)}),
+        for wrong, delay in (
+            (Act(number="x"), timedelta(0)),  # pyright: ignore[reportArgumentType] - not checked when made
+            (Quiet(), timedelta(0)),
+            (Act(), timedelta(-1)),
         ):
             try:
-                context.schedule(wrong, **options)
+                context.schedule(wrong, delay=delay)
             except Exception as exc:  # noqa: BLE001 - which one is the question
                 caught.append(type(exc))
 

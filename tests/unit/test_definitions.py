@@ -233,7 +233,7 @@ def test_class_name_that_cannot_be_stored_is_refused() -> None:
     """A class name longer than a stored name may be is an error that names the class."""
     endless = type("X" * 151, (Quiet,), {})
 
-    with pytest.raises(InvalidHandlerError, match="X: .* is not a name"):
+    with pytest.raises(InvalidHandlerError, match=r"X: .* is not a name"):
         jobs(endless)
 
 
@@ -328,7 +328,7 @@ def test_two_upgraders_of_one_type_are_refused() -> None:
         definitions.add_upgrader(another)
 
 
-def no_annotations(old):  # pyright: ignore  # noqa: PGH003
+def no_annotations(old):  # pyright: ignore[reportUnknownParameterType, reportMissingParameterType]
     """An upgrader that says nothing."""
     return old  # pyright: ignore[reportUnknownVariableType]
 
@@ -338,11 +338,14 @@ def two_parameters(old: PlaceV1, extra: int) -> PlaceV2:
     raise NotImplementedError
 
 
-def no_result(old: PlaceV1):  # pyright: ignore[reportUnknownParameterType]
+def no_result(old: PlaceV1):
     """An upgrader that does not say where it leads."""
 
 
-@pytest.mark.parametrize("wrong", [no_annotations, two_parameters, no_result])
+MISSHAPEN: list[Callable[..., Any]] = [no_annotations, two_parameters, no_result]  # pyright: ignore[reportUnknownVariableType]
+
+
+@pytest.mark.parametrize("wrong", MISSHAPEN)
 def test_upgrader_of_another_shape_is_refused(wrong: Callable[..., Any]) -> None:
     """An upgrader is annotated as (old: OldType) -> NewType; the error names the function."""
     with pytest.raises(InvalidHandlerError, match=f"{wrong.__name__} must be annotated"):
@@ -381,7 +384,7 @@ def test_stored_command_without_source_id_is_refused_before_upgrading() -> None:
     definitions = CommandDefinitions()
     definitions.add_upgrader(to_v2)
 
-    with pytest.raises(UndecodableMessageError, match="'Place' v1 .*source_id"):
+    with pytest.raises(UndecodableMessageError, match=r"'Place' v1 .*source_id"):
         definitions.decode("Place", 1, f'{{"aggregate_id":"{ORDER}","euros":7}}')
 
 

@@ -20,7 +20,7 @@ class Pinned(Identity, prefix="order"):
     """An identity whose prefix does not follow its name."""
 
 
-class Été(Identity):
+class Été(Identity):  # noqa: PLC2401 - such names are the point
     """An identity with a name beyond ASCII."""
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import threading
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,7 +24,18 @@ from eventflow import (
 from eventflow.jobs import Outcome, Settlement
 from eventflow.jobs.runner import MAX_ERROR_CHARACTERS, describe_error
 from eventflow.retry import retry_delay
-from tests.unit.bench import Act, Behaviours, Bench, CancelOrder, OrderId, PlaceOrder, do_nothing, forever, others_rest, raising
+from tests.unit.bench import (
+    Act,
+    Behaviours,
+    Bench,
+    CancelOrder,
+    OrderId,
+    PlaceOrder,
+    do_nothing,
+    forever,
+    others_rest,
+    raising,
+)
 
 
 class UnprintableError(Exception):
@@ -419,7 +431,7 @@ async def test_thread_is_waited_for_when_cancelled() -> None:
 
 
 async def test_plain_job_that_hands_on_a_coroutine_is_awaited() -> None:
-    """execute may return an awaitable; its work is part of the attempt, and so is its failure."""
+    """A job's execute may return an awaitable; its work is part of the attempt, and so is its failure."""
 
     class Handing(Job):
         def execute(self, context: JobContext) -> Any:
@@ -438,7 +450,7 @@ async def test_services_are_closed_with_the_attempt() -> None:
     """What a factory opened for a job is closed after it, before its claim ends."""
     notes: list[str] = []
 
-    async def connection():  # noqa: ANN202 - svcs inspects it
+    async def connection() -> AsyncGenerator[int]:
         notes.append("opened")
         yield 7
         notes.append("closed")

@@ -1,5 +1,6 @@
 """The slots that jobs run in."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -11,7 +12,7 @@ from eventflow.jobs.records import Outcome, Settlement
 from eventflow.jobs.worker.slots import Slots
 from eventflow.jobs.worker.store_time import StoreTime
 from eventflow.supervision import Supervisor
-from tests.unit.bench import Act, Bench, Behaviour, others_rest
+from tests.unit.bench import Act, Behaviour, Bench, others_rest
 
 
 class CompletionsFake:
@@ -239,6 +240,25 @@ async def test_waiting_for_idle_slots_is_bounded() -> None:
         rig.bench.clock.advance(0.1)
 
     assert idle == [False]
+
+
+async def test_job_that_cancels_its_own_task_fails_alone() -> None:
+    """A handler that cancels the task it runs in has failed; the slot goes on to the next job."""
+
+    async def cancel_myself(context: JobContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if context.attempt == 1:
+            task.cancel()
+            await anyio.sleep_forever()
+
+    rig = Rig(cancel_myself, concurrency=1)
+
+    async with rig.open():
+        rig.slots.put([rig.bench.claim(), rig.bench.claim(attempt=2)])
+        assert await rig.slots.wait_until_idle(1)
+
+    assert rig.outcomes == [Outcome.RETRY, Outcome.SUCCEEDED]
 
 
 async def test_exit_inside_a_job_costs_the_worker_nothing() -> None:

@@ -4,7 +4,7 @@ import anyio
 import msgspec
 
 from eventflow.jobs.records import ClaimedJob
-from eventflow.jobs.worker.store_time import StoreTime
+from eventflow.jobs.worker.store_time import DRIFT, StoreTime
 from eventflow.jobs.worker.timers import Timers
 from eventflow.supervision import Supervisor
 from tests.unit.bench import Bench, others_rest
@@ -55,10 +55,10 @@ async def test_jobs_fire_in_order_and_not_before_their_time() -> None:
     """Each job fires when the store's time has certainly reached it: a little late by this clock, never early."""
     rig = Rig()
     rig.timers.add(rig.claims(30, 10, 20))
+    seen: list[list[list[int]]] = []
 
     async with anyio.create_task_group() as group:
         group.start_soon(Supervisor(rig.clock, rig.bench.rng).repeat, "timers", rig.timers.fire_step)
-        seen: list[list[list[int]]] = []
         for seconds in (10, 0.01, 9.99, 0.02, 9.98, 0.03):
             await others_rest()
             rig.clock.advance(seconds)
@@ -68,6 +68,25 @@ async def test_jobs_fire_in_order_and_not_before_their_time() -> None:
 
     assert seen == [[], [[1]], [[1]], [[1], [2]], [[1], [2]], [[1], [2], [0]]]
     assert rig.fired == 3
+
+
+async def test_job_a_moment_later_is_not_taken_along() -> None:
+    """When one job fires, the next is left where it is though its time is half a millisecond away."""
+    rig = Rig()
+    rig.timers.add(rig.claims(10, 10.0005))
+    first: list[list[int]] = []
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(Supervisor(rig.clock, rig.bench.rng).repeat, "timers", rig.timers.fire_step)
+        await others_rest()
+        rig.clock.advance(10 / (1 - DRIFT) + 0.0001)
+        await others_rest()
+        first.extend(rig.slots.batches)
+        rig.clock.advance(0.001)
+        await others_rest()
+        group.cancel_scope.cancel()
+
+    assert (first, rig.slots.batches) == ([[0]], [[0], [1]])
 
 
 async def test_earlier_job_added_later_fires_first() -> None:

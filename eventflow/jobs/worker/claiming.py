@@ -1,13 +1,14 @@
 """Takes jobs from the store: when there may be some, and no more than can start soon."""
 
 import logging
+from collections.abc import Sequence
 from random import Random
 
 from eventflow.clock import Clock, Wakeup
 from eventflow.errors import LeaseLostError
 from eventflow.failpoints import failpoint
 from eventflow.ids import WorkerId
-from eventflow.jobs.records import Interest
+from eventflow.jobs.records import ClaimedJob, Interest
 from eventflow.jobs.store import JobStore
 from eventflow.jobs.worker.completion import Completions
 from eventflow.jobs.worker.settings import WorkerSettings
@@ -23,6 +24,8 @@ SUSPICION_SECONDS = 15.0
 """How long after a claim without an answer the store may still commit it."""
 ADOPTION_SECONDS = 1.0
 """Between two looks for the jobs of such a claim."""
+MOST_UNWRITTEN = 2000
+"""While more ended claims than this wait to be written, nothing is claimed."""
 HERD_SECONDS = 0.003
 """A worker woken for nothing lets others go first by up to this, the next time."""
 
@@ -136,7 +139,7 @@ class Claimer:
             raise
         failpoint("claim.committed")
         self._store_time.sample(batch.now_us, asked_at=asked_at)
-        taken_ready = sum(claim.ready_us <= batch.now_us for claim in batch.jobs)
+        taken_ready = sum(claim.ready_us <= batch.split_us for claim in batch.jobs)
         if ready:
             self._more_ready = taken_ready >= ready
         self._more_ahead = len(batch.jobs) - taken_ready >= ahead
@@ -171,15 +174,23 @@ class Claimer:
         return max(0.0, self._store_time.seconds_until(self._next_us) - self._settings.claim_ahead)
 
     def _room(self) -> tuple[int, int]:
+        if self._completions.backlog > MOST_UNWRITTEN:
+            return 0, 0
         prefetch = min(self._settings.max_prefetch, int(self._throughput.per_second() * PREFETCH_SECONDS))
         ready = self._slots.free + prefetch - self._slots.in_line
         ahead = self._settings.concurrency + prefetch - len(self._timers)
         return max(0, ready), max(0, ahead)
 
+    async def unanswered(self) -> Sequence[ClaimedJob]:
+        """The jobs that a claim without an answer took for this worker; empty if all were answered."""
+        if self._suspicious_until is None:
+            return []
+        known = [*self._slots.ids(), *self._timers.ids(), *self._completions.ids()]
+        return await self._store.claims(self._worker_id, known)
+
     async def _adopt_unanswered(self, until: float) -> None:
         is_last_look = self._clock.monotonic() >= until
-        known = [*self._slots.ids(), *self._timers.ids(), *self._completions.ids()]
-        adopted = await self._store.claims(self._worker_id, known)
+        adopted = await self.unanswered()
         if adopted:
             log.info("claim.adopted", extra={"worker_id": self._worker_id, "jobs": len(adopted)})
             self._timers.add(adopted)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from eventflow.clock import Clock, Wakeup
 from eventflow.errors import ValueRefusedError
@@ -21,14 +21,25 @@ class Completions:
     Args:
         linger: Seconds to wait for company while busy; a lone settlement goes at once.
         batch: Most settlements in one commit.
+        written: Called after each commit.
     """
 
-    def __init__(self, store: JobStore, worker_id: WorkerId, *, clock: Clock, linger: float, batch: int) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        worker_id: WorkerId,
+        *,
+        clock: Clock,
+        linger: float,
+        batch: int,
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._worker_id = worker_id
         self._clock = clock
         self._linger = linger
         self._batch = batch
+        self._written = written
         self._queue: deque[Settlement] = deque()
         self._sending: Sequence[Settlement] = ()
         self._uncertain: set[JobId] = set()
@@ -40,6 +51,11 @@ class Completions:
         """End this claim soon."""
         self._queue.append(settlement)
         self._arrived.set()
+
+    @property
+    def backlog(self) -> int:
+        """Ended claims that wait to be written."""
+        return len(self._queue)
 
     def ids(self) -> Iterator[JobId]:
         """Jobs whose end is not written yet."""
@@ -81,6 +97,7 @@ class Completions:
         except ValueRefusedError as exc:
             settled = await self._settle_apart(taken, exc)
         failpoint("settle.committed")
+        self._written()
         for settlement in taken:
             claim = settlement.claim
             if claim.id not in settled:

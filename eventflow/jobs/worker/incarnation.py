@@ -7,9 +7,9 @@ from random import Random
 import anyio
 
 from eventflow.clock import Clock
-from eventflow.errors import LeaseLostError
+from eventflow.errors import DatabaseError, LeaseLostError
 from eventflow.ids import WorkerId
-from eventflow.jobs.records import Interest, Outcome, Settlement
+from eventflow.jobs.records import ClaimedJob, Interest, Outcome, Settlement
 from eventflow.jobs.runner import JobRunner
 from eventflow.jobs.store import JobStore
 from eventflow.jobs.worker.claiming import Claimer, Throughput
@@ -26,6 +26,8 @@ log = logging.getLogger("eventflow.worker")
 
 CLEAN_UP_SECONDS = 5.0
 """Longest time for cancelled handlers to end, and again for the last completions to be written."""
+UNANSWERED_SECONDS = 1.0
+"""How long a stopping worker looks for claims whose answer it did not wait for."""
 MAINTENANCE_SECONDS = 3600.0
 
 
@@ -57,7 +59,12 @@ class Incarnation:
         store_time = StoreTime(clock)
         throughput = Throughput(clock)
         self._completions = Completions(
-            store, worker_id, clock=clock, linger=settings.linger, batch=settings.settle_batch
+            store,
+            worker_id,
+            clock=clock,
+            linger=settings.linger,
+            batch=settings.settle_batch,
+            written=self._room_changed,
         )
         self._slots = Slots(
             concurrency=settings.concurrency,
@@ -112,6 +119,15 @@ class Incarnation:
         Raises:
             LeaseLostError: the lease is gone; every handler has been cancelled and nothing of it was written.
         """
+        try:
+            await self._work(stop)
+        except BaseExceptionGroup as errors:  # more than one service noticed
+            lost, others = errors.split(LeaseLostError)
+            if lost is None or others is not None:
+                raise
+            raise LeaseLostError("noticed by several services") from errors
+
+    async def _work(self, stop: anyio.Event) -> None:
         async with background_tasks() as group:
             self._slots.open(group)
             repeat = self._supervisor.repeat
@@ -133,12 +149,21 @@ class Incarnation:
 
     async def _drain(self) -> None:
         """Give back what has not started, let running jobs end within their grace period, write what came of them."""
-        for claim in (*self._timers.take_all(), *self._slots.take_line()):
+        for claim in (*self._timers.take_all(), *self._slots.take_line(), *await self._unanswered()):
             self._completions.add(Settlement(claim=claim, outcome=Outcome.RELEASED))
         if not await self._slots.wait_until_idle(self._settings.grace_period):
             self._slots.cancel_all()
             await self._slots.wait_until_idle(CLEAN_UP_SECONDS)
         await self._completions.wait_until_empty(CLEAN_UP_SECONDS)
+
+    async def _unanswered(self) -> Sequence[ClaimedJob]:
+        """The jobs of a claim that was cut off just now, or before."""
+        with self._clock.deadline(UNANSWERED_SECONDS):
+            try:
+                return await self._claimer.unanswered()
+            except DatabaseError as exc:  # then closing the worker gives them back, or its rescue
+                log.warning("claim.not_given_back", extra={"error": str(exc)})
+        return []
 
     async def _maintain_step(self) -> None:
         await self._store.maintain(self._retentions)

@@ -1,5 +1,6 @@
 """Where jobs run: a bounded number at once, the others in a short line."""
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -159,7 +160,7 @@ class Slots:
         settlement = None
         try:
             with job.scope:
-                settlement = await self._runner.run(claim, started_us=started_us)
+                settlement = await self._runner.run(claim, started_us=started_us, is_cancelled=_is_cancelled)
         finally:
             del self._running[claim.id]
         failpoint("job.ran")
@@ -170,3 +171,13 @@ class Slots:
         self._completions.add(settlement)
         self._finished()
         self._freed()
+
+
+def _is_cancelled() -> bool:
+    """Whether a scope cancels this slot; if not, a handler cancelled its own task, which the slot survives."""
+    if anyio.current_effective_deadline() == float("-inf"):
+        return True
+    task = asyncio.current_task()
+    while task is not None and task.uncancel():
+        pass
+    return False

@@ -12,7 +12,7 @@ from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
 from eventflow.clock import Clock
-from eventflow.errors import DatabaseUnavailableError, LeaseLostError
+from eventflow.errors import DatabaseError, DatabaseUnavailableError, LeaseLostError
 from eventflow.ids import WorkerId
 from eventflow.jobs.records import Interest, WorkerRecord
 from eventflow.jobs.runner import JobRunner
@@ -112,7 +112,9 @@ class Worker:
             except LeaseLostError as exc:
                 log.warning("worker.lease_lost", extra={"worker_id": record.id, "reason": str(exc)})
                 await self._pause()
-            except DatabaseUnavailableError as exc:
+            except DatabaseError as exc:
+                if not reported and not isinstance(exc, DatabaseUnavailableError):
+                    raise  # it never worked, and waiting will not help
                 log.warning("worker.database_away", extra={"worker_id": record.id, "error": str(exc)})
                 await self._pause()
 

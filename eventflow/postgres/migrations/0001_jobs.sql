@@ -49,7 +49,8 @@ CREATE TABLE eventflow.job (
     lane smallint NOT NULL DEFAULT 0,
     priority smallint NOT NULL DEFAULT 1 CHECK (priority BETWEEN 0 AND 3),
     due_at timestamptz NOT NULL CHECK (due_at BETWEEN '2000-01-01 00:00:00+00' AND '2200-01-01 00:00:00+00'),
-    ready_at timestamptz NOT NULL,          -- greatest(due_at, when the row came to wait): never in the past
+    -- greatest(due_at, when the row came to wait): never in the past
+    ready_at timestamptz NOT NULL CHECK (ready_at BETWEEN '2000-01-01 00:00:00+00' AND '2200-01-01 00:00:00+00'),
     expires_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     name text NOT NULL CHECK (pg_catalog.length(name) BETWEEN 1 AND 200),
@@ -62,9 +63,10 @@ CREATE TABLE eventflow.job (
     batch_id uuid,
     retry json,                             -- numbers of a retry policy, where the call gave one
     timeout_us bigint CHECK (timeout_us > 0),
-    attempt integer NOT NULL DEFAULT 0,     -- attempts used of the retry budget
-    crashes integer NOT NULL DEFAULT 0,     -- workers that died while holding it
-    claim_no integer NOT NULL DEFAULT 0,    -- claims ever made; with the worker's id, the fence
+    -- attempts used of the retry budget; workers that died while holding it; claims ever made: the fence
+    attempt integer NOT NULL DEFAULT 0 CHECK (attempt BETWEEN 0 AND 1000000000),
+    crashes integer NOT NULL DEFAULT 0 CHECK (crashes BETWEEN 0 AND 1000000000),
+    claim_no integer NOT NULL DEFAULT 0 CHECK (claim_no BETWEEN 0 AND 1000000000),
     parked text,                            -- why it may not be claimed; null: it may
     past_attempts jsonb                     -- attempts that ended without success, oldest first
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
@@ -178,6 +180,25 @@ CREATE TABLE eventflow.signal (
     due_at timestamptz,
     PRIMARY KEY (worker_id, job_id, kind)
 );
+
+-- Every job, wherever it is. One snapshot sees a job in exactly one of the tables.
+CREATE VIEW eventflow.any_job AS
+SELECT id, 'waiting' AS state, name, version, queue_id, priority, due_at, created_at, ready_at, payload, headers, tags,
+    aggregate_id, key, attempt, crashes, claim_no, past_attempts, NULL::uuid AS worker_id,
+    NULL::timestamptz AS started_at, NULL::timestamptz AS ended_at, NULL::text AS reason, NULL::json AS error
+FROM eventflow.job
+UNION ALL
+SELECT id, 'running', name, version, queue_id, priority, due_at, created_at, ready_at, payload, headers, tags,
+    aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, claimed_at, NULL, NULL, NULL
+FROM eventflow.running
+UNION ALL
+SELECT id, state, name, version, queue_id, priority, due_at, created_at, NULL, payload, headers, tags,
+    aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, started_at, finished_at, NULL, NULL
+FROM eventflow.job_history
+UNION ALL
+SELECT id, 'dead', name, version, queue_id, priority, due_at, created_at, NULL, payload, headers, tags,
+    aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, NULL, died_at, reason, error
+FROM eventflow.dead_letter;
 
 CREATE FUNCTION eventflow.uuid_v7() RETURNS uuid
 LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -304,14 +325,16 @@ BEGIN
     IF pg_catalog.to_regrole('eventflow_owner') IS NULL THEN
         RETURN;
     END IF;
-    IF NOT pg_catalog.pg_has_role(current_user, 'eventflow_owner', 'MEMBER') THEN
-        EXECUTE pg_catalog.format('GRANT eventflow_owner TO %I', current_user);
-    END IF;
+    -- Postgres 16 and later: who may create roles may not act as them before granting that to himself.
+    EXECUTE pg_catalog.format(
+        CASE WHEN pg_catalog.current_setting('server_version_num')::integer >= 160000
+            THEN 'GRANT eventflow_owner TO %I WITH INHERIT TRUE, SET TRUE' ELSE 'GRANT eventflow_owner TO %I' END,
+        current_user);
     EXECUTE pg_catalog.format('GRANT CREATE ON DATABASE %I TO eventflow_owner', pg_catalog.current_database());
     ALTER SCHEMA eventflow OWNER TO eventflow_owner;
     FOR owned IN
         SELECT c.oid::pg_catalog.regclass::text FROM pg_catalog.pg_class AS c
-        WHERE c.relnamespace = 'eventflow'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p')
+        WHERE c.relnamespace = 'eventflow'::pg_catalog.regnamespace AND c.relkind IN ('r', 'p', 'v')
     LOOP
         EXECUTE pg_catalog.format('ALTER TABLE %s OWNER TO eventflow_owner', owned);
     END LOOP;
@@ -327,7 +350,11 @@ BEGIN
     GRANT SELECT ON eventflow.migration TO eventflow_producer, eventflow_viewer, eventflow_worker;
 
     GRANT SELECT ON eventflow.queue TO eventflow_producer;
-    GRANT INSERT, SELECT (id, due_at, ready_at) ON eventflow.job TO eventflow_producer;
+    GRANT SELECT (id, due_at, ready_at) ON eventflow.job TO eventflow_producer;
+    GRANT INSERT (
+        id, queue_id, priority, due_at, ready_at, created_at, name, version, payload, headers, tags, aggregate_id, key,
+        retry, timeout_us
+    ) ON eventflow.job TO eventflow_producer;
     GRANT SELECT (id) ON eventflow.running, eventflow.job_history, eventflow.dead_letter TO eventflow_producer;
     GRANT SELECT (closed_at) ON eventflow.worker TO eventflow_producer;
     GRANT EXECUTE ON FUNCTION eventflow.uuid_v7(), eventflow.ensure_queue(text),
@@ -342,5 +369,8 @@ BEGIN
         TO eventflow_worker;
     GRANT INSERT ON eventflow.job_history, eventflow.dead_letter TO eventflow_worker;
     GRANT EXECUTE ON FUNCTION eventflow.maintain_history(integer[]) TO eventflow_worker;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        RAISE NOTICE '% may not administer the roles of another: they get no rights here (%)', current_user, SQLERRM;
 END
 $$;

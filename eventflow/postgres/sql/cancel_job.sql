@@ -1,6 +1,7 @@
 -- Keep a job from running: a waiting one ends in the history, the worker of a claimed one is asked.
 --   $1 id uuid
--- Returns one row: cancelled, requested. Cancelled jobs are kept for a day.
+-- Returns one row: cancelled, requested. Cancelled jobs are kept for a day. Neither: the job has ended, never was, or
+-- moved between the tables meanwhile; the caller asks again.
 WITH cancelled AS (
     DELETE FROM eventflow.job WHERE id = $1 RETURNING *
 ), kept AS (
@@ -16,7 +17,9 @@ WITH cancelled AS (
     WHERE eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
 ), requested AS (
     INSERT INTO eventflow.signal (worker_id, job_id, claim_no, kind)
-    SELECT worker_id, id, claim_no, 'cancel' FROM eventflow.running WHERE id = $1
+    SELECT r.worker_id, r.id, r.claim_no, 'cancel'
+    -- The lock waits for a completion under way; if that wins, there is nobody to ask.
+    FROM (SELECT * FROM eventflow.running WHERE id = $1 FOR KEY SHARE) AS r
     ON CONFLICT (worker_id, job_id, kind) DO UPDATE SET claim_no = excluded.claim_no
     RETURNING job_id
 )

@@ -3,7 +3,8 @@
 --   $1 worker_id uuid, $2 queues text[] (null: all), $3 names text[] and $4 versions integer[] (what it can run,
 --   pairwise), $5 ready integer and $6 ahead integer (most jobs of each), $7 horizon_us bigint
 -- Returns at least one row, whose first columns are the same in all: now_us, open (false: the worker was closed,
--- nothing is claimed), next_us (the earliest job beyond the horizon, or null); then the claimed jobs, or nulls.
+-- nothing is claimed), split_us (what was ready by then counts as ready), next_us (the earliest job within two seconds
+-- beyond the horizon, or null); then the claimed jobs, or nulls.
 -- Walks job_ready_idx once per queue and priority. A range is only opened when those before it did not fill the
 -- claim; a nested loop keeps their order, and the rows of a range come in the order of the index.
 WITH me AS MATERIALIZED (
@@ -41,6 +42,8 @@ WITH me AS MATERIALIZED (
         SELECT w.ready_at FROM eventflow.job AS w
         WHERE w.queue_id = r.queue_id AND w.lane = 0 AND w.priority = r.priority AND w.parked IS NULL
           AND w.ready_at > statement_timestamp() + $7::bigint * interval '1 microsecond'
+          -- Later ones are the next tick's to see: what nobody here can run may wait there in great numbers.
+          AND w.ready_at <= statement_timestamp() + $7::bigint * interval '1 microsecond' + interval '2 seconds'
           AND (w.name, w.version) IN (SELECT k.name, k.version FROM known AS k)
         ORDER BY w.ready_at, w.id LIMIT 1
     ) AS j
@@ -66,6 +69,7 @@ WITH me AS MATERIALIZED (
 SELECT
     (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now_us,
     EXISTS (SELECT FROM me) AS open,
+    (extract(epoch FROM statement_timestamp()) * 1000000)::bigint AS split_us,
     (SELECT (extract(epoch FROM later.ready_at) * 1000000)::bigint FROM later) AS next_us,
     m.id, m.claim_no, m.attempt, m.crashes,
     (extract(epoch FROM m.due_at) * 1000000)::bigint AS due_us,

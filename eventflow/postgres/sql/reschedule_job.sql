@@ -1,6 +1,6 @@
 -- Give a waiting job another due time; ask the worker of a claimed one.
 --   $1 id uuid, $2 at_us bigint, $3 delay_us bigint (from now; one of the two is null)
--- Returns one row: rescheduled, requested.
+-- Returns one row: rescheduled, requested. Neither: as with cancel_job.
 WITH due AS MATERIALIZED (
     SELECT CASE
         WHEN $2::bigint IS NOT NULL THEN timestamptz 'epoch' + $2 * interval '1 microsecond'
@@ -12,7 +12,9 @@ WITH due AS MATERIALIZED (
     RETURNING job.id
 ), requested AS (
     INSERT INTO eventflow.signal (worker_id, job_id, claim_no, kind, due_at)
-    SELECT r.worker_id, r.id, r.claim_no, 'reschedule', due.at FROM eventflow.running AS r CROSS JOIN due WHERE r.id = $1
+    SELECT r.worker_id, r.id, r.claim_no, 'reschedule', due.at
+    -- The lock waits for a completion under way; if that wins, there is nobody to ask.
+    FROM (SELECT * FROM eventflow.running WHERE id = $1 FOR KEY SHARE) AS r CROSS JOIN due
     ON CONFLICT (worker_id, job_id, kind) DO UPDATE SET claim_no = excluded.claim_no, due_at = excluded.due_at
     RETURNING job_id
 )

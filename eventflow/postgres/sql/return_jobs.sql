@@ -1,5 +1,5 @@
 -- End claims whose jobs wait again, fenced by worker and claim number: retries, and releases, which give the
--- attempt back.
+-- attempt back. One whose cancellation was requested ends instead.
 --   $1 worker_id uuid, pairwise arrays: $2 ids uuid[], $3 claim_nos integer[], $4 at_us bigint[] (a new due time),
 --   $5 delay_us bigint[] (from now; both null: at the due time), $6 refunds integer[] (attempts given back),
 --   $7 started_us bigint[], $8 errors text[] (JSON or null)
@@ -17,10 +17,28 @@ WITH given AS MATERIALIZED (
         ) AS held
     ))
     RETURNING r.*
+), answered AS (
+    DELETE FROM eventflow.signal WHERE worker_id = $1 AND job_id IN (SELECT id FROM ended)
+    RETURNING job_id, claim_no, kind
+), cancelled AS (
+    -- Somebody was told that the job's end was requested: it does not wait again.
+    INSERT INTO eventflow.job_history (
+        id, expires_on, state, queue_id, priority, due_at, created_at, name, version, payload, headers, tags,
+        aggregate_id, key, batch_id, attempt, crashes, claim_no, past_attempts, worker_id, finished_at
+    )
+    SELECT
+        e.id, (statement_timestamp() AT TIME ZONE 'UTC')::date + 1, 'cancelled', e.queue_id, e.priority, e.due_at,
+        e.created_at, e.name, e.version, e.payload, e.headers, e.tags, e.aggregate_id, e.key, e.batch_id, e.attempt,
+        e.crashes, e.claim_no, e.past_attempts, e.worker_id, statement_timestamp()
+    FROM ended AS e JOIN answered AS a ON a.job_id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
+    WHERE eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
 ), timed AS (
     SELECT e.*, g.delay_us, g.refund, g.started_us, g.error, clock_timestamp() AS now,
         coalesce(timestamptz 'epoch' + g.at_us * interval '1 microsecond', e.due_at) AS next_due_at
     FROM ended AS e JOIN given AS g USING (id)
+    WHERE NOT EXISTS (
+        SELECT FROM answered AS a WHERE a.job_id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
+    )
 ), waiting AS (
     INSERT INTO eventflow.job (
         id, queue_id, lane, priority, due_at, ready_at, expires_at, created_at, name, version, payload, headers, tags,
@@ -38,7 +56,5 @@ WITH given AS MATERIALIZED (
                 'ended_at', now, 'outcome', 'retry', 'error', error::jsonb)
         END
     FROM timed
-), answered AS (
-    DELETE FROM eventflow.signal WHERE worker_id = $1 AND job_id IN (SELECT id FROM ended)
 )
 SELECT id FROM ended;

@@ -1,6 +1,6 @@
 -- One look at everything a worker wants to know once a second. Writes nothing.
 --   $1 worker_id uuid, $2 queues text[] (null: all), $3 names text[], $4 versions integer[] (pairwise)
--- Returns one row: now_us, next_us (ready time of the earliest claimable job, or null), open, server, then arrays:
+-- Returns one row: now_us, next_us (when the earliest claimable job of the next two seconds is ready, or null), open, server, then arrays:
 -- peers (other open workers' ids), beats, gone (their proven session is missing), and the signals to this worker.
 -- Walks job_ready_idx, one row per queue and priority.
 WITH known AS MATERIALIZED (
@@ -28,6 +28,7 @@ SELECT
         FROM eventflow.queue AS q CROSS JOIN generate_series(0, 3) AS p (priority) CROSS JOIN LATERAL (
             SELECT w.ready_at FROM eventflow.job AS w
             WHERE w.queue_id = q.id AND w.lane = 0 AND w.priority = p.priority::smallint AND w.parked IS NULL
+              AND w.ready_at <= statement_timestamp() + interval '2 seconds'  -- there is another tick before that
               AND (w.name, w.version) IN (SELECT k.name, k.version FROM known AS k)
             ORDER BY w.ready_at, w.id LIMIT 1
         ) AS j
