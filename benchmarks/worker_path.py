@@ -80,7 +80,7 @@ async def run_worker() -> None:
 @asynccontextmanager
 async def worker_process(dsn: str) -> AsyncGenerator[None]:
     """A worker in a process of its own."""
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 - nothing else is under way
         [sys.executable, "-m", "benchmarks.worker_path", "--worker"],
         env={**os.environ, "EVENTFLOW_DSN": dsn},
         stdin=subprocess.PIPE,

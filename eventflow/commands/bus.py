@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from eventflow.commands.command import AnyCommand
+from eventflow.commands.command import AnyCommand, check_identified
 from eventflow.commands.context import Causation, CommandContext, FollowUps, FollowUpsFactory
 from eventflow.commands.handlers import CommandHandlers
 from eventflow.services import Services
@@ -59,6 +59,7 @@ class CommandBus:
 
     async def handle(self, command: AnyCommand[R], follow_ups: FollowUps, *, correlation_id: str) -> R:
         """Like :meth:`publish`, but leaves what the handler scheduled to the caller to commit."""
+        check_identified(command)
         handler = self._handlers.find(type(command))
         async with self._services.scope() as services:
             context = CommandContext(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, TypeGuard, TypeVar, cast
 import msgspec
 from typing_extensions import TypeVar as DefaultTypeVar
 
+from eventflow.errors import InvalidMessageError
 from eventflow.ids import Identity, SourceId
 from eventflow.messages import Message, declaration, declare
 
@@ -62,13 +63,25 @@ class DistinctCommand(Command[IdT, ResultT_co], Generic[IdT, ResultT_co]):
         raise NotImplementedError
 
     def _distinct_source_id(self) -> SourceId:
-        content = b"".join(self.source_id_components())
-        if not content:
+        components = list(self.source_id_components())
+        if not any(components):
             raise ValueError(f"{type(self).__qualname__}.source_id_components() gave nothing to tell it by")
-        if not self.exact_source_id:
-            scope = (declaration(type(self)).name, str(self.aggregate_id), "")
-            content = "\0".join(scope).encode() + content
-        return SourceId.deterministic(content)
+        if self.exact_source_id:
+            return SourceId.deterministic(b"".join(components))
+        parts = [declaration(type(self)).name.encode(), str(self.aggregate_id).encode(), *components]
+        # With their lengths: ("1", "12") and ("11", "2") are different requests.
+        return SourceId.deterministic(b"".join(b"%d:" % len(part) + part for part in parts))
+
+
+def check_identified(command: AnyCommand[Any]) -> None:
+    """
+    Refuse a distinct command that has no source id of its own.
+
+    Raises:
+        InvalidMessageError: its ``__post_init__`` hides the one that computes the id.
+    """
+    if command.source_id is _NOT_GIVEN:
+        raise InvalidMessageError(type(command), "its __post_init__ must call super().__post_init__()")
 
 
 def is_command(message: Message) -> TypeGuard[AnyCommand[Any]]:

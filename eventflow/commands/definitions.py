@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from eventflow.commands.command import AnyCommand
+from eventflow.commands.command import AnyCommand, check_identified
 from eventflow.definitions import Definition, Definitions
 from eventflow.errors import UndecodableMessageError, UnknownCommandDefinitionError
 from eventflow.ids import SourceId
@@ -25,6 +25,10 @@ class CommandDefinitions(Definitions[AnyCommand[Any]]):
 
     def __init__(self) -> None:
         super().__init__(AnyCommand, UnknownCommandDefinitionError)
+
+    def encode(self, message: AnyCommand[Any]) -> tuple[Definition[AnyCommand[Any]], bytes]:
+        check_identified(message)
+        return super().encode(message)
 
     def _read(self, definition: Definition[AnyCommand[Any]], data: bytes | str) -> AnyCommand[Any]:
         try:

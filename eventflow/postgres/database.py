@@ -28,8 +28,8 @@ class PostgresDatabase:
     """
     What one process needs of one database.
 
-    A process that schedules has up to 3 connections (inserting, looking, notifying) and the pool's; a worker 4
-    more (claiming, ending claims, beating, listening). Each is opened when first needed.
+    A process that schedules has up to 3 connections (inserting, looking, notifying) and the pool's; a worker 5
+    more (claiming, ending claims, watching, beating, listening). Each is opened when first needed.
 
     Attributes:
         store: The job store.

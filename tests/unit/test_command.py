@@ -10,6 +10,7 @@ from eventflow import (
     AnyCommand,
     Command,
     DistinctCommand,
+    InvalidMessageError,
     SourceId,
     StandaloneCommand,
     UndecodableMessageError,
@@ -197,3 +198,33 @@ def test_declared_result_is_inherited() -> None:
         note: str = ""
 
     assert result_type(PlaceGift) is int
+
+
+def test_boundaries_between_components_tell_requests_apart() -> None:
+    """("1", "12") and ("11", "2") are different requests."""
+
+    class Move(DistinctCommand[OrderId]):
+        source: str
+        target: str
+
+        def source_id_components(self) -> Iterable[bytes]:
+            return self.source.encode(), self.target.encode()
+
+    first, second = (Move(aggregate_id=ORDER, source=s, target=t) for s, t in (("1", "12"), ("11", "2")))
+    assert first.source_id != second.source_id
+
+
+def test_a_distinct_command_that_hides_its_source_id_is_refused() -> None:
+    """A __post_init__ without super() would give all its commands one source id."""
+
+    class Hidden(DistinctCommand[OrderId]):
+        def __post_init__(self) -> None:
+            pass
+
+        def source_id_components(self) -> Iterable[bytes]:
+            return (b"x",)
+
+    definitions = CommandDefinitions()
+    definitions.add(Hidden)
+    with pytest.raises(InvalidMessageError, match="must call super"):
+        definitions.encode(Hidden(aggregate_id=ORDER))

@@ -129,6 +129,7 @@ class Watch:
         if not tick.open:
             raise LeaseLostError("another worker has taken the jobs")
         self._claimer.expect(tick.next_us)
+        self._handled &= {(signal.job_id, signal.claim_no, signal.kind) for signal in tick.signals}
         for signal in tick.signals:
             self._obey(signal)
         look_again = await self._rescue_the_dead(tick)
@@ -148,7 +149,7 @@ class Watch:
         asked = (signal.job_id, signal.claim_no, signal.kind)
         if asked in self._handled:
             return
-        self._handled = {h for h in self._handled if h[0] != signal.job_id} | {asked}
+        self._handled.add(asked)
         unstarted = self._timers.take(signal.job_id) or self._slots.take(signal.job_id)
         if unstarted is not None and unstarted.claim_no == signal.claim_no:
             self._completions.add(_ended(unstarted, signal))
