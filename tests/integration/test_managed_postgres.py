@@ -54,8 +54,8 @@ async def test_instants_that_no_statement_could_read_are_refused(producer_dsn: s
     producer: Connection = await asyncpg.connect(producer_dsn)
     try:
         for endless in ("'-infinity'", "'infinity'"):
+            values = f"gen_random_uuid(), 1, now(), {endless}, 'Send', 1, '{{}}'"
             with pytest.raises(asyncpg.CheckViolationError):
-                values = f"gen_random_uuid(), 1, now(), {endless}, 'Send', 1, '{{}}'"
                 await producer.execute(f"INSERT INTO eventflow.job ({COLUMNS}) VALUES ({values})")
     finally:
         await producer.close()
