@@ -78,8 +78,9 @@ class JobStore(Protocol):
         """
         Take up to *ready* jobs that are ready and up to *ahead* that will be within *horizon_us*.
 
-        Two workers never hold the same job. By priority, then by the time they are ready; jobs whose name or
-        queue the worker has no interest in are left alone. Counts a claim and an attempt.
+        Two workers never hold the same job. By priority, and within a queue by the time they are ready; queues of
+        equal priority may take turns. Jobs whose name or queue the worker has no interest in are left alone. Counts a
+        claim and an attempt.
 
         Raises:
             LeaseLostError: the worker has been closed.

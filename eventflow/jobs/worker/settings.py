@@ -47,5 +47,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
                 "0 < heartbeat_interval < fence_after < lease_duration must hold, not "
                 f"{self.heartbeat_interval} < {self.fence_after} < {self.lease_duration}"
             )
+        if not 0 <= self.claim_ahead <= 1:  # a look at what comes next goes two seconds far
+            raise WorkerError(f"claim_ahead must be 0 to 1 second, not {self.claim_ahead:g}")
         if self.grace_period < 0 or self.tick_interval <= 0 or self.poll_interval <= 0:
             raise WorkerError("grace_period, tick_interval and poll_interval cannot be negative")

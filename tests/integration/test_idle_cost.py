@@ -1,0 +1,104 @@
+"""What a worker costs while there is nothing to do, and how many connections it takes while there is much."""
+
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+
+import asyncpg
+import msgspec
+import pytest
+
+from eventflow import SystemClock, WorkerSettings
+from eventflow.postgres import Connection
+from tests.support.journal import Hold, Journal, Note, ended, flow_of, query
+from tests.support.postgres import PostgresServer
+from tests.support.waiting import eventually
+
+MEASURED_SECONDS = 5.0
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What some seconds cost the database, for one second."""
+
+    statements: float
+    rows: float
+    buffers: float
+
+
+@pytest.fixture
+async def meter(postgres: PostgresServer, admin_dsn: str) -> AsyncGenerator[Connection]:
+    """A superuser's connection to a database that counts statements."""
+    if "pg_stat_statements" not in postgres.libraries:
+        pytest.skip("the server counts no statements: it was started without pg_stat_statements")
+    connection = await asyncpg.connect(admin_dsn)
+    await connection.execute("CREATE EXTENSION pg_stat_statements")
+    yield connection
+    await connection.close()
+
+
+async def measure(meter: Connection, *, seconds: float = MEASURED_SECONDS) -> Cost:
+    """
+    What others than this connection's user do in some seconds.
+
+    The one place where a test lets time pass: the rate is the subject.
+    """
+    totals = """
+        SELECT coalesce(sum(calls), 0)::float AS statements, coalesce(sum(rows), 0)::float AS rows,
+            coalesce(sum(shared_blks_hit + shared_blks_read), 0)::float AS buffers
+        FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+          AND userid = 'test_worker'::regrole AND toplevel
+    """
+    clock = SystemClock()
+    before, since = await meter.fetchrow(totals), clock.monotonic()
+    await clock.sleep(seconds)
+    after, elapsed = await meter.fetchrow(totals), clock.monotonic() - since
+    assert before is not None
+    assert after is not None
+    return Cost(**{name: (after[name] - before[name]) / elapsed for name in ("statements", "rows", "buffers")})
+
+
+async def test_idle_worker_sends_at_most_two_statements_a_second(dsn: str, meter: Connection, journal: Journal) -> None:
+    """With 100,000 jobs parked for next week as with none, and these make no statement dearer."""
+    async with flow_of(journal).open(dsn) as app, app.worker():
+        await ended(app, await app.jobs.schedule(Note()))
+        empty = await measure(meter)
+
+        for _ in range(10):
+            await app.jobs.schedule_many([Note()] * 10_000, delay=timedelta(days=7))
+        await ended(app, await app.jobs.schedule(Note()))
+        full = await measure(meter)
+
+    for cost in (empty, full):
+        assert 0.5 < cost.statements <= 2.0  # it does look once a second
+        assert cost.rows <= 4.0
+    assert full.buffers <= empty.buffers + 100.0
+
+
+async def test_connections_of_a_process_are_a_fixed_number(dsn: str, admin_dsn: str, journal: Journal) -> None:
+    """Eight for a process that schedules and works, however many jobs wait, run and end at a time."""
+    settings = WorkerSettings(concurrency=500)
+    async with flow_of(journal).open(dsn) as app, app.worker(settings):
+        await ended(app, await app.jobs.schedule(Note()))
+
+        async def sessions() -> int:
+            [row] = await query(
+                admin_dsn,
+                "SELECT count(*) AS sessions FROM pg_stat_activity"
+                " WHERE datname = current_database() AND usename = 'test_worker'",
+            )
+            count: int = row["sessions"]
+            return count
+
+        seen = {await sessions()}
+        await app.jobs.schedule_many([Hold(label="held")] * 500)
+        await journal.until_runs(501)
+        seen.add(await sessions())
+        journal.gate.set()
+        await app.jobs.schedule_many([Note()] * 3000)
+
+        async def drained() -> bool:
+            seen.add(await sessions())
+            return len(journal.runs) >= 3501
+
+        await eventually(drained, within=30.0)
+
+    assert seen == {8}
