@@ -149,7 +149,8 @@ class Incarnation:
 
     async def _drain(self) -> None:
         """Give back what has not started, let running jobs end within their grace period, write what came of them."""
-        for claim in (*self._timers.take_all(), *self._slots.take_line(), *await self._unanswered()):
+        unanswered = await self._unanswered()  # first, while the others are still known
+        for claim in (*self._timers.take_all(), *self._slots.take_line(), *unanswered):
             self._completions.add(Settlement(claim=claim, outcome=Outcome.RELEASED))
         if not await self._slots.wait_until_idle(self._settings.grace_period):
             self._slots.cancel_all()
