@@ -14,6 +14,11 @@ from tests.support.postgres import PostgresServer
 from tests.support.waiting import eventually
 
 MEASURED_SECONDS = 5.0
+PARK_UNKNOWN = """
+    INSERT INTO eventflow.job (id, queue_id, due_at, ready_at, name, version, payload)
+    SELECT gen_random_uuid(), 1, now() + interval '5 days', now() + interval '5 days', 'Unknown', 1, '{}'
+    FROM generate_series(1, 20000)
+"""
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -57,13 +62,14 @@ async def measure(meter: Connection, *, seconds: float = MEASURED_SECONDS) -> Co
 
 
 async def test_idle_worker_sends_at_most_two_statements_a_second(dsn: str, meter: Connection, journal: Journal) -> None:
-    """With 100,000 jobs parked for next week as with none, and these make no statement dearer."""
+    """With 100,000 jobs parked for next week as with none, known or not, and these make no statement dearer."""
     async with flow_of(journal).open(dsn) as app, app.worker():
         await ended(app, await app.jobs.schedule(Note()))
         empty = await measure(meter)
 
         for _ in range(10):
             await app.jobs.schedule_many([Note()] * 10_000, delay=timedelta(days=7))
+        await meter.execute(PARK_UNKNOWN)
         await ended(app, await app.jobs.schedule(Note()))
         full = await measure(meter)
 
