@@ -135,14 +135,17 @@ class Incarnation:
             group.start_soon(repeat, "settle", self._completions.settle_step)
             group.start_soon(repeat, "watch", self._watch.watch_step)
             group.start_soon(repeat, "maintain", self._maintain_step)
-            async with background_tasks() as intake:
-                intake.start_soon(repeat, "claim", self._claimer.claim_step)
-                intake.start_soon(repeat, "timers", self._timers.fire_step)
-                intake.start_soon(repeat, "give_back", self._slots.give_back_step)
-                await stop.wait()
-                intake.cancel_scope.cancel()
-            await self._drain()
-            group.cancel_scope.cancel()
+            try:
+                async with background_tasks() as intake:
+                    intake.start_soon(repeat, "claim", self._claimer.claim_step)
+                    intake.start_soon(repeat, "timers", self._timers.fire_step)
+                    intake.start_soon(repeat, "give_back", self._slots.give_back_step)
+                    await stop.wait()
+                    intake.cancel_scope.cancel()
+                await self._drain()
+                group.cancel_scope.cancel()
+            finally:
+                await self._report_lingering()
 
     def _room_changed(self) -> None:
         self._claimer.room_changed()  # made after slots and timers, which call this
@@ -156,6 +159,13 @@ class Incarnation:
             self._slots.cancel_all()
             await self._slots.wait_until_idle(CLEAN_UP_SECONDS)
         await self._completions.wait_until_empty(CLEAN_UP_SECONDS)
+
+    async def _report_lingering(self) -> None:
+        """Say why a worker that was cancelled does not end: threads, and handlers that do not give way."""
+        with anyio.CancelScope(shield=True):
+            if not await self._slots.wait_until_idle(CLEAN_UP_SECONDS):
+                jobs = sorted(set(self._slots.ids()))
+                log.error("worker.waiting_for_handlers", extra={"jobs": jobs})
 
     async def _unanswered(self) -> Sequence[ClaimedJob]:
         """The jobs of a claim that was cut off just now, or before."""
