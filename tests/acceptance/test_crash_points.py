@@ -5,35 +5,19 @@ import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import anyio
-import asyncpg
 import pytest
 
 from eventflow.postgres import Connection
 from tests.acceptance.failpoints import SWEPT
-from tests.acceptance.shop import CREATE_EFFECTS, Doomed, Flaky, Parent, Record, flow
+from tests.acceptance.shop import Doomed, Flaky, Parent, Record, flow
 from tests.acceptance.workers import ROOT, Crew, crew
 from tests.support.waiting import eventually, until
 
 NUMBERS = range(12)
 KILLED = -signal.SIGKILL
-
-
-@pytest.fixture
-async def admin(admin_dsn: str) -> AsyncGenerator[Connection]:
-    """A superuser's connection, on a database with the table of effects."""
-    connection = await asyncpg.connect(admin_dsn)
-    await connection.execute(CREATE_EFFECTS)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture(autouse=True)
-def _address_for_lifespan(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVENTFLOW_DSN", dsn)
 
 
 def test_every_failpoint_is_swept() -> None:

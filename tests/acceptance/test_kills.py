@@ -2,34 +2,16 @@
 
 import os
 import signal
-from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
 from random import Random
 
-import asyncpg
-import pytest
-
 from eventflow import JobState
 from eventflow.postgres import Connection
-from tests.acceptance.shop import CREATE_EFFECTS, Record, flow
+from tests.acceptance.shop import Record, flow
 from tests.acceptance.workers import crew
 from tests.support.transitions import Transitions
 from tests.support.waiting import eventually
-
-
-@pytest.fixture
-async def admin(admin_dsn: str) -> AsyncGenerator[Connection]:
-    """A superuser's connection, on a database with the table of effects."""
-    connection = await asyncpg.connect(admin_dsn)
-    await connection.execute(CREATE_EFFECTS)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture(autouse=True)
-def _address_for_lifespan(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EVENTFLOW_DSN", dsn)
 
 
 async def test_jobs_of_a_killed_worker_start_again_within_two_seconds(
