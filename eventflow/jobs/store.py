@@ -1,7 +1,7 @@
 """The port between jobs and where they are kept. Its docstrings are the contract of every implementation."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs.records import (
@@ -115,18 +115,4 @@ class JobStore(Protocol):
 
     async def maintain(self, retention_days: Sequence[int]) -> None:
         """Make room for the history of jobs kept so many days, and drop what has expired."""
-        ...
-
-
-class TransactionalJobStore(JobStore, Protocol):
-    """A store that can write in a transaction of the caller."""
-
-    async def insert_in(self, connection: Any, jobs: Sequence[NewJob], *, notify: bool) -> None:
-        """
-        Add jobs on the caller's connection, so that they exist exactly if its transaction commits.
-
-        Args:
-            connection: The driver's own connection.
-            notify: Send the wake-up with the same commit.
-        """
         ...

@@ -61,6 +61,8 @@ class Transactions:
         Raises:
             DatabaseUnavailableError: there was no connection; nothing was written.
             CommitUnknownError: the connection broke during the commit.
+            DatabaseError: jobs were scheduled in it, but a statement failed whose error the block kept to itself, so
+                that there is nothing left to commit.
         """
         transaction = Transaction()
         try:
@@ -79,7 +81,7 @@ class Transactions:
             except BaseException:
                 await self._roll_back(connection, scope)
                 raise
-            await self._commit(scope, transaction)
+            await self._commit(connection, scope, transaction)
         finally:
             del self._open[id(connection)]
             # If resetting it fails, the pool drops the connection; what was committed stays so.
@@ -94,7 +96,9 @@ class Transactions:
         with anyio.move_on_after(END_SECONDS, shield=True), suppress(*DRIVER_ERRORS):  # the server does it anyway
             await scope.rollback()
 
-    async def _commit(self, scope: DriverTransaction, transaction: Transaction) -> None:
+    async def _commit(self, connection: PooledConnection, scope: DriverTransaction, transaction: Transaction) -> None:
+        if transaction.ids:
+            await self._check_not_aborted(connection, scope)
         try:
             with anyio.fail_after(END_SECONDS, shield=True):  # half a commit would be an unknown one
                 await scope.commit()
@@ -102,3 +106,13 @@ class Transactions:
             if may_have_committed(exc):
                 raise CommitUnknownError(transaction.ids) from exc
             raise translate(exc, self._schema) from exc
+
+    async def _check_not_aborted(self, connection: PooledConnection, scope: DriverTransaction) -> None:
+        """COMMIT of an aborted transaction rolls back and reports no error: its jobs would be lost in silence."""
+        try:
+            await connection.execute("SELECT")
+        except BaseException as exc:
+            await self._roll_back(connection, scope)
+            if isinstance(exc, DRIVER_ERRORS):
+                raise translate(exc, self._schema) from exc
+            raise

@@ -1,10 +1,22 @@
 """The connection breaks after the server has committed and before it could say so."""
 
+from contextlib import suppress
+
 import anyio.lowlevel
 import asyncpg
 import pytest
 
-from eventflow import App, CommitUnknownError, EventFlow, Job, JobContext, JobId, JobState, WorkerSettings
+from eventflow import (
+    App,
+    CommitUnknownError,
+    DatabaseError,
+    EventFlow,
+    Job,
+    JobContext,
+    JobId,
+    JobState,
+    WorkerSettings,
+)
 from eventflow.postgres import Connection
 from tests.support.proxy import Proxy
 from tests.support.transitions import Transitions
@@ -57,6 +69,32 @@ async def test_caller_of_a_transaction_is_told_that_its_commit_is_unknown(dsn: s
         assert list(raised.value.ids) == ids
         assert proxy.cuts == 1
         assert await _count(admin_dsn) == 1
+
+
+async def test_transaction_whose_connection_breaks_after_the_commit_has_succeeded(dsn: str, admin_dsn: str) -> None:
+    """What the pool does to the connection afterwards is not the caller's trouble."""
+    proxy = Proxy(dsn)
+    async with proxy.serve() as address, flow.open(address) as app:
+        async with app.transaction() as connection:
+            await app.jobs.schedule(Send(to="me"), connection=connection)
+            proxy.cut_after(b"pg_advisory_unlock_all")  # of the pool's reset
+        assert proxy.cuts == 1
+        assert await _count(admin_dsn) == 1
+
+
+async def test_transaction_that_was_aborted_in_silence_is_not_taken_for_committed(dsn: str, admin_dsn: str) -> None:
+    """A statement fails and the block hides it: the job scheduled before is gone, and the caller must hear of it."""
+
+    async def write(app: App) -> None:
+        async with app.transaction() as connection:
+            await app.jobs.schedule(Send(to="me"), connection=connection)
+            with suppress(asyncpg.UndefinedTableError):
+                await connection.execute("SELECT FROM nowhere")
+
+    async with flow.open(dsn) as app:
+        with pytest.raises(DatabaseError, match="aborted"):
+            await write(app)
+        assert await _count(admin_dsn) == 0
 
 
 async def test_schedule_finds_out_that_it_was_committed(dsn: str, admin_dsn: str) -> None:
