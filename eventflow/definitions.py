@@ -95,13 +95,6 @@ class Definitions(Generic[M]):
         if self._upgraders.setdefault(source, (upgrade, target))[0] is not upgrade:
             raise DefinitionError(f"{source.__qualname__} has two upgraders; chain them instead")
 
-    def include(self, other: "Definitions[M]") -> None:
-        """Take over everything another registry has."""
-        for message_type in other._by_type:
-            self.add(message_type)
-        for upgrade, _ in other._upgraders.values():
-            self.add_upgrader(upgrade)
-
     def check(self) -> None:
         """
         Build what encodes and decodes every type.

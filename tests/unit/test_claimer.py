@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from eventflow import DatabaseUnavailableError, LeaseLostError, ManualClock, WorkerId, WorkerSettings
@@ -34,6 +35,8 @@ class WatchedStore(InMemoryJobStore):
         self.before: list[Exception] = []
         self.after: list[Exception] = []
         self.adoptions = 0
+        self.took_us = 0
+        """How long a claim takes by the store's own clock."""
 
     async def claim(
         self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int
@@ -42,6 +45,7 @@ class WatchedStore(InMemoryJobStore):
         if self.before:
             raise self.before.pop(0)
         batch = await super().claim(worker_id, interest, ready=ready, ahead=ahead, horizon_us=horizon_us)
+        batch = msgspec.structs.replace(batch, now_us=batch.now_us + self.took_us)
         self.claimed.append(len(batch.jobs))
         if self.after:
             raise self.after.pop(0)
@@ -207,6 +211,19 @@ async def test_no_more_is_claimed_than_can_start() -> None:
 
     assert max(rig.store.claimed) <= 4
     assert sum(rig.store.claimed) == 10
+
+
+async def test_claim_ahead_that_was_full_is_followed_by_another() -> None:
+    """Also if one of its jobs became ready while the store made it: it does not count among the ready ones."""
+    rig = Rig(concurrency=4, claim_ahead=0.3)
+    rig.store.took_us = 1000
+    await rig.bench.scheduler.schedule(Act(), delay=timedelta(milliseconds=1))
+    await rig.bench.scheduler.schedule_many([Act() for _ in range(19)], delay=timedelta(milliseconds=250))
+
+    async with rig.open():
+        await rig.bench.advance(0.5, step=0.01)
+
+    assert sum(rig.store.claimed) == 20
 
 
 async def test_full_claim_is_followed_by_another() -> None:

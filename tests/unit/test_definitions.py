@@ -237,18 +237,6 @@ def test_class_name_that_cannot_be_stored_is_refused() -> None:
         jobs(endless)
 
 
-def test_including_a_registry_takes_over_everything() -> None:
-    """Types and upgraders of another registry are known afterwards, and conflicts are found."""
-    other = CommandDefinitions()
-    other.add_upgrader(to_v2)
-    definitions = CommandDefinitions()
-
-    definitions.include(other)
-    definitions.include(other)
-
-    assert type(definitions.decode("Place", 1, STORED_V1)) is PlaceV2
-
-
 def test_upgraders_chain_to_the_newest_type() -> None:
     """A stored old version is read, upgraded step by step, and arrives as the newest type."""
     definitions = CommandDefinitions()

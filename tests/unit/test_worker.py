@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from eventflow import JobContext, JobState, RetryPolicy, WorkerId
-from eventflow.jobs import JobRecord, WorkerRecord
+from eventflow.jobs import ClaimBatch, InMemoryJobStore, Interest, JobRecord, WorkerRecord
 from tests.unit.bench import Act, Bench, forever, others_rest, raising
 
 
@@ -140,6 +140,40 @@ async def test_stop_gives_back_what_does_not_end_in_time() -> None:
     records = await bench.store.find()
     assert {record.state for record in records} == {JobState.WAITING}
     assert [record.attempt for record in records] == [0, 0]
+
+
+class AnswersNever(InMemoryJobStore):
+    """Commits a claim that takes something, and lets the worker wait for the answer; but for the first such claim."""
+
+    answers = 1
+
+    async def claim(
+        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int
+    ) -> ClaimBatch:
+        batch = await super().claim(worker_id, interest, ready=ready, ahead=ahead, horizon_us=horizon_us)
+        if batch.jobs:
+            self.answers -= 1
+        if self.answers < 0:
+            await anyio.sleep_forever()
+        return batch
+
+
+async def test_stop_gives_back_the_jobs_of_a_claim_that_was_not_answered() -> None:
+    """They are somebody's who works on, not this worker's for its whole grace period."""
+    bench = Bench(behaviour=forever, store=AnswersNever)
+    worker = bench.worker(grace_period=25)
+
+    async with anyio.create_task_group() as group:
+        await group.start(worker.run)
+        runs = await bench.scheduler.schedule(Act())
+        await bench.advance(1)
+        unanswered = await bench.scheduler.schedule(Act())
+        await bench.advance(1)
+        worker.stop()
+        await bench.advance(1)
+        states = {record.id: record.state for record in await bench.store.find()}
+        assert states == {runs: JobState.RUNNING, unanswered: JobState.WAITING}
+        group.cancel_scope.cancel()
 
 
 async def test_cancelled_worker_gives_its_jobs_back_without_grace() -> None:
