@@ -1,6 +1,6 @@
 """The job store in memory, and the scheduler over it: for tests, prototypes and simulation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +10,9 @@ from eventflow.errors import DatabaseError, LeaseLostError
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.records import (
+    DEADLY_CRASHES,
     LOOKAHEAD_US,
+    SUSPECT_CRASHES,
     CancelOutcome,
     ClaimBatch,
     ClaimedJob,
@@ -58,6 +60,7 @@ class _Row:
         self.reason: str | None = None
         self.error: Any = None  # parsed JSON
         self.past_attempts: list[dict[str, Any]] = []
+        self.parked: str | None = None
 
     def order(self) -> tuple[int, int, str]:
         return (self.job.priority, self.ready_us, self.job.id)
@@ -140,11 +143,19 @@ class InMemoryJobStore:
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
         worker = self._workers.get(worker_id)
         now = self._now()
-        waiting = [row.ready_us for row in self._claimable(interest) if row.ready_us <= now + LOOKAHEAD_US]
+        claimable = self._claimable(interest)
+        suspects = (row.ready_us for row in claimable if row.parked == "suspect" and row.ready_us <= now)
+        crew = sorted(w.record.id for w in self._workers.values() if w.open and w.record.queues == interest.queues)
         return Tick(
             now_us=now,
-            next_us=min(waiting, default=None),
+            next_us=min(
+                (r.ready_us for r in claimable if not r.parked and r.ready_us <= now + LOOKAHEAD_US), default=None
+            ),
             open=worker is not None and worker.open,
+            blocked=bool(self._unknown(interest)),
+            parked=any(row.parked == "unknown" for row in claimable),
+            suspect_us=min(suspects, default=None),
+            my_turn=worker_id in crew and crew.index(worker_id) == now // 1_000_000 % len(crew),
             server="memory",
             peers=[
                 Peer(other.record.id, other.beat, session_gone=False)
@@ -155,22 +166,42 @@ class InMemoryJobStore:
         )
 
     async def claim(
-        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int
+        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int, parked: bool = False
     ) -> ClaimBatch:
-        worker, now = self._workers.get(worker_id), self._now()
-        if worker is None or not worker.open:
-            raise LeaseLostError(f"{worker_id} has been closed")
-        waiting = sorted(self._claimable(interest), key=_Row.order)
+        now, kinds = self._now(), (None, "unknown") if parked else (None,)
+        waiting = sorted((row for row in self._claimable(interest) if row.parked in kinds), key=_Row.order)
         due = [row for row in waiting if row.ready_us <= now][:ready]
         soon = [row for row in waiting if now < row.ready_us <= now + horizon_us][:ahead]
         horizon = now + horizon_us
         later = [row.ready_us for row in waiting if horizon < row.ready_us <= horizon + LOOKAHEAD_US]
-        for row in (*due, *soon):
-            row.state, row.worker_id = JobState.RUNNING, worker_id
+        return self._claim(worker_id, [*due, *soon], next_us=min(later, default=None))
+
+    async def claim_suspect(self, worker_id: WorkerId, interest: Interest) -> ClaimBatch:
+        now = self._now()
+        suspects = (r for r in self._claimable(interest) if r.parked == "suspect" and r.ready_us <= now)
+        return self._claim(worker_id, sorted(suspects, key=_Row.order)[:1], next_us=None)
+
+    def _claim(self, worker_id: WorkerId, rows: Sequence[_Row], *, next_us: int | None) -> ClaimBatch:
+        worker, now = self._workers.get(worker_id), self._now()
+        if worker is None or not worker.open:
+            raise LeaseLostError(f"{worker_id} has been closed")
+        for row in rows:
+            row.state, row.worker_id, row.parked = JobState.RUNNING, worker_id, None
             row.claim_no += 1
             row.attempt += 1
-        claimed = sorted((_claimed(row) for row in (*due, *soon)), key=lambda job: (job.ready_us, job.id))
-        return ClaimBatch(now_us=now, split_us=now, jobs=claimed, next_us=min(later, default=None))
+        claimed = sorted(map(_claimed, rows), key=lambda job: (job.ready_us, job.id))
+        return ClaimBatch(now_us=now, split_us=now, jobs=claimed, next_us=next_us)
+
+    async def park_unknown(self, interest: Interest) -> int:
+        unknown = self._unknown(interest)
+        for row in unknown:
+            row.parked = "unknown"
+        if unknown:
+            self._wake()
+        return len(unknown)
+
+    async def sweep(self, interest: Interest) -> int:
+        return 0  # claims look at all jobs
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
         return [_claimed(row) for row in self._held_by(worker_id) if row.job.id not in known]
@@ -216,13 +247,20 @@ class InMemoryJobStore:
 
     def _claimable(self, interest: Interest) -> list[_Row]:
         known = set(zip(interest.names, interest.versions, strict=True))
+        return [row for row in self._waiting(interest) if (row.job.name, row.job.version) in known]
+
+    def _unknown(self, interest: Interest) -> list[_Row]:
+        known, now = set(zip(interest.names, interest.versions, strict=True)), self._now()
         return [
             row
-            for row in self._rows.values()
-            if row.state is JobState.WAITING
-            and (row.job.name, row.job.version) in known
-            and (interest.queues is None or row.job.queue in interest.queues)
+            for row in self._waiting(interest)
+            if (row.job.name, row.job.version) not in known and row.parked is None and row.ready_us <= now
         ]
+
+    def _waiting(self, interest: Interest) -> Iterator[_Row]:
+        for row in self._rows.values():
+            if row.state is JobState.WAITING and (interest.queues is None or row.job.queue in interest.queues):
+                yield row
 
     def _held_by(self, worker_id: WorkerId) -> list[_Row]:
         return [r for r in self._rows.values() if r.state is JobState.RUNNING and r.worker_id == worker_id]
@@ -275,6 +313,7 @@ class InMemoryJobStore:
         row.ready_us = max(earliest, now)
         row.attempt -= attempts_back
         row.state, row.worker_id = JobState.WAITING, None
+        row.parked = "suspect" if row.crashes >= SUSPECT_CRASHES else None
 
     def _end(self, row: _Row, state: JobState, retention_days: int) -> None:
         row.state, row.ended_us = state, self._now()
@@ -295,6 +334,11 @@ class InMemoryJobStore:
             if crashed:
                 row.crashes += 1
                 self._note_attempt(row, "worker_died", None)
+            if crashed and row.crashes >= DEADLY_CRASHES:
+                row.reason = "worker_died"
+                row.error = {"type": "WorkerDied", "message": f"{row.crashes} workers died while they held this job"}
+                self._end(row, JobState.DEAD, retention_days=0)
+                continue
             self._wait_again(row, None, attempts_back=1)
         self._wake()
         return len(held)
@@ -380,6 +424,7 @@ def _record(row: _Row) -> JobRecord:
         crashes=row.crashes,
         claim_no=row.claim_no,
         past_attempts=list(row.past_attempts),
+        parked=row.parked,
         ready_at=to_datetime(row.ready_us) if waiting else None,
         worker_id=row.worker_id,
         started_at=None if row.started_us is None else to_datetime(row.started_us),

@@ -64,6 +64,12 @@ LOOKAHEAD_US = 2_000_000
 wait beyond it in great numbers. The SQL has the same two seconds."""
 
 
+SUSPECT_CRASHES = 2
+"""A job that was held by so many workers when they died is claimed alone and runs alone. The SQL has the same."""
+DEADLY_CRASHES = 5
+"""A job that was held by so many workers when they died is not tried again. The SQL has the same."""
+
+
 class ClaimBatch(msgspec.Struct, frozen=True, kw_only=True):
     """
     The answer to a claim.
@@ -148,12 +154,20 @@ class Tick(msgspec.Struct, frozen=True):
         next_us: When the earliest claimable job is, or was, ready, as far as :data:`LOOKAHEAD_US` goes; ``None``:
             there is none.
         open: Whether the worker asking still has its lease.
+        blocked: Jobs that this worker cannot run stand in the way of its claims.
+        parked: Others put jobs aside that this worker can run.
+        suspect_us: Since when a job has been ready that must run alone; ``None``: there is none.
+        my_turn: Of the open workers of the same queues, this is the one to do what needs doing once a second.
         server: Identifies the running server: changes with a restart and a failover.
     """
 
     now_us: int
     next_us: int | None
     open: bool
+    blocked: bool
+    parked: bool
+    suspect_us: int | None
+    my_turn: bool
     server: str
     peers: Sequence[Peer]
     signals: Sequence[Signal]
@@ -209,6 +223,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
         attempt: Attempts of its retry budget that are used.
         claim_no: How often a worker claimed it.
         payload: The message as it is stored.
+        parked: Why it waits although it is ready: ``unknown`` (a worker that did not know it put it aside, for one that
+            does), ``suspect`` (workers died that held it: it will run alone).
         past_attempts: Attempts that ended without success, oldest first: ``attempt``, ``worker``,
             ``started_at``, ``ended_at``, ``outcome``, ``error``.
         reason: Why it is dead.
@@ -232,6 +248,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     claim_no: int = 0
     past_attempts: Sequence[Mapping[str, Any]] = ()  # parsed JSON
     ready_at: datetime | None = None
+    parked: str | None = None
     worker_id: WorkerId | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None

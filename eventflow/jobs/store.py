@@ -73,10 +73,13 @@ class JobStore(Protocol):
         ...
 
     async def claim(
-        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int
+        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int, parked: bool = False
     ) -> ClaimBatch:
         """
         Take up to *ready* jobs that are ready and up to *ahead* that will be within *horizon_us*.
+
+        With *parked*, those too that other workers put aside as unknown to them. Never jobs that are suspected of
+        killing workers.
 
         Two workers never hold the same job. By priority, and within a queue by the time they are ready; queues of
         equal priority may take turns. Jobs whose name or queue the worker has no interest in are left alone. Counts a
@@ -85,6 +88,18 @@ class JobStore(Protocol):
         Raises:
             LeaseLostError: the worker has been closed.
         """
+        ...
+
+    async def claim_suspect(self, worker_id: WorkerId, interest: Interest) -> ClaimBatch:
+        """Take one job, if any, that was held by workers when they died. It is meant to run with no other."""
+        ...
+
+    async def park_unknown(self, interest: Interest) -> int:
+        """Put some ready jobs that are outside *interest* out of the way of claims; returns how many."""
+        ...
+
+    async def sweep(self, interest: Interest) -> int:
+        """Find jobs that claims have passed by, if the store knows such; returns how many are ready again."""
         ...
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
@@ -104,8 +119,8 @@ class JobStore(Protocol):
         """
         Close a worker that is as *peer* shows it, and let its jobs wait again.
 
-        They are ready now, their attempts given back, a crash counted. Returns how many they are; ``None``: the
-        worker has beaten since, or is closed.
+        They are ready now, their attempts given back, a crash counted; at the fifth a job becomes a dead letter
+        instead. Returns how many they are; ``None``: the worker has beaten since, or is closed.
         """
         ...
 

@@ -1,5 +1,6 @@
 """The job store on Postgres."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import asyncpg
@@ -23,6 +24,7 @@ from eventflow.jobs import (
     Tick,
     WorkerRecord,
 )
+from eventflow.postgres.bounds import LowerBounds
 from eventflow.postgres.connection import AnyConnection, Connect, Connection, Lane
 from eventflow.postgres.group_insert import GroupInsert
 from eventflow.postgres.migrator import check_version
@@ -33,6 +35,8 @@ from eventflow.scheduling import Due
 
 COPY_FROM = 300
 """Jobs from which on COPY is faster than arrays."""
+log = logging.getLogger("eventflow.postgres")
+
 MOVES = 3
 """How often to look for a job that was not found: it may have moved between the tables meanwhile."""
 RESCUE_LOCK = "SET LOCAL lock_timeout = '200ms'"
@@ -75,6 +79,7 @@ class PostgresJobStore:
         self._watching = watching or Lane(connect, schema)
         self._group = GroupInsert(self._insert_now)
         self._queue_ids: dict[str, int] = {}
+        self._bounds = LowerBounds()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -136,14 +141,15 @@ class PostgresJobStore:
         if len(jobs) < COPY_FROM:
             soonest_us: int = await connection.fetchval(self._sql("insert_jobs"), *insert_arguments(jobs, queue_ids))
             return soonest_us
-        now_us: int = await connection.fetchval("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
-        await connection.copy_records_to_table(
-            "job",
-            schema_name=self._schema,
-            columns=COPY_COLUMNS,
-            records=(copy_row(job, queue_ids[job.queue], now_us) for job in jobs),
-            timeout=600,
-        )
+        async with connection.transaction():  # the time is read within it
+            now_us: int = await connection.fetchval(self._sql("select_time"))
+            await connection.copy_records_to_table(
+                "job",
+                schema_name=self._schema,
+                columns=COPY_COLUMNS,
+                records=(copy_row(job, queue_ids[job.queue], now_us) for job in jobs),
+                timeout=600,
+            )
         return min(d.at_us - now_us if d.at_us is not None else d.delay_us or 0 for d in (job.due for job in jobs))
 
     async def _queues(self, jobs: Sequence[NewJob]) -> dict[str, int]:
@@ -215,21 +221,50 @@ class PostgresJobStore:
 
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
         [row] = await self._watching.fetch(
-            self._sql("tick_worker"), worker_id.uuid, interest.queues, interest.names, interest.versions
+            self._sql("tick_worker"),
+            worker_id.uuid,
+            interest.queues,
+            interest.names,
+            interest.versions,
+            self._bounds.settled_xid,
+            self._bounds.bounds_us,
         )
+        self._learn(row["looked_us"], row)
         peers = zip(row["peers"], row["beats"], row["gone"], strict=True)
         signals = zip(row["signal_jobs"], row["signal_claims"], row["signal_kinds"], row["signal_dues"], strict=True)
         return Tick(
             now_us=row["now_us"],
             next_us=row["next_us"],
             open=row["open"],
+            blocked=row["blocked"],
+            parked=row["parked"],
+            suspect_us=row["suspect_us"],
+            my_turn=row["my_turn"],
             server=row["server"],
             peers=[Peer(WorkerId.of(peer), beat, gone) for peer, beat, gone in peers],
             signals=[Signal(JobId.of(job), claim_no, kind, due_us) for job, claim_no, kind, due_us in signals],
         )
 
     async def claim(
-        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int
+        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int, parked: bool = False
+    ) -> ClaimBatch:
+        return await self._claim(
+            worker_id, interest, ready=ready, ahead=ahead, horizon_us=horizon_us, parked=parked, suspect=False
+        )
+
+    async def claim_suspect(self, worker_id: WorkerId, interest: Interest) -> ClaimBatch:
+        return await self._claim(worker_id, interest, ready=1, ahead=0, horizon_us=0, parked=False, suspect=True)
+
+    async def _claim(
+        self,
+        worker_id: WorkerId,
+        interest: Interest,
+        *,
+        ready: int,
+        ahead: int,
+        horizon_us: int,
+        parked: bool,
+        suspect: bool,
     ) -> ClaimBatch:
         rows = await self._claiming.fetch(
             self._sql("claim_jobs"),
@@ -240,16 +275,54 @@ class PostgresJobStore:
             ready,
             ahead,
             horizon_us,
+            parked,
+            suspect,
+            self._bounds.look_from_us,
+            self._bounds.settled_xid,
+            self._bounds.bounds_us,
         )
         answer = rows[0]
         if not answer["open"]:
             raise LeaseLostError(f"{worker_id} has been closed")
+        if answer["oldest_xid"] is not None:
+            self._learn(answer["split_us"], answer)
         return ClaimBatch(
             now_us=answer["now_us"],
             split_us=answer["split_us"],
             jobs=[claimed_job(row) for row in rows if row["id"] is not None],
             next_us=answer["next_us"],
         )
+
+    def _learn(self, at_us: int, look: asyncpg.Record) -> None:
+        left_us = dict(zip(look["left_ranges"], look["left_us"], strict=True))
+        self._bounds.learn(
+            at_us,
+            open_xid=look["open_xid"],
+            oldest_xid=look["oldest_xid"],
+            next_xid=look["next_xid"],
+            left_us=left_us,
+        )
+
+    async def park_unknown(self, interest: Interest) -> int:
+        [row] = await self._watching.fetch(
+            self._sql("park_unknown_jobs"), interest.queues, interest.names, interest.versions, self._bounds.bounds_us
+        )
+        parked: int = row["parked"]
+        if parked:
+            self._signal()  # others look at once whether they know them
+        return parked
+
+    async def sweep(self, interest: Interest) -> int:
+        if not self._bounds.may_have_passed_jobs:
+            return 0
+        open_xid = self._bounds.open_xid
+        [row] = await self._watching.fetch(self._sql("sweep_jobs"), interest.queues, self._bounds.bounds_us)
+        self._bounds.swept(open_xid)
+        swept: int = row["swept"]
+        if swept:
+            log.info("job.swept", extra={"jobs": swept})
+            self._wake()
+        return swept
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
         rows = await self._claiming.fetch(self._sql("select_claims"), worker_id.uuid, [job_id.uuid for job_id in known])

@@ -127,6 +127,7 @@ def job_record(row: asyncpg.Record) -> JobRecord:
         worker_id=None if row["worker_id"] is None else WorkerId.of(str(row["worker_id"])),
         started_at=None if row["started_us"] is None else to_datetime(row["started_us"]),
         ended_at=None if row["ended_us"] is None else to_datetime(row["ended_us"]),
+        parked=row["parked"],
         reason=row["reason"],
         error=_json(row["error"]),
     )

@@ -162,7 +162,8 @@ async def test_tables_of_another_version_are_one_clear_error(
     dsn: str, admin_dsn: str, journal: Journal, found: int, hint: str
 ) -> None:
     """Older: migrate. Newer: this code is too old, and so is its ``migrate``."""
-    await query(admin_dsn, "UPDATE eventflow.migration SET version = $1 WHERE version = $2", found, latest_version())
+    await query(admin_dsn, "DELETE FROM eventflow.migration")
+    await query(admin_dsn, "INSERT INTO eventflow.migration (version, name) VALUES ($1, 'other')", found)
     with pytest.raises(SchemaVersionError, match=hint) as raised:
         async with flow_of(journal).open(dsn):
             pass

@@ -169,6 +169,8 @@ class PostgresDriver(StoreDriver):
                     await self._age_history(connection, by.days)
         finally:
             await connection.close()
+        for store in self._stores:
+            store._bounds.set_back()  # no look that it made is true any more
 
     async def _age_history(self, connection: Any, days: int) -> None:  # Any: a driver's connection
         for row in await connection.fetch(

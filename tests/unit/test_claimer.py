@@ -16,6 +16,7 @@ from eventflow.jobs import ClaimBatch, ClaimedJob, InMemoryJobStore, Interest, O
 from eventflow.jobs.worker import claiming
 from eventflow.jobs.worker.claiming import Claimer, Throughput
 from eventflow.jobs.worker.completion import Completions
+from eventflow.jobs.worker.quarantine import Quarantine
 from eventflow.jobs.worker.slots import Slots
 from eventflow.jobs.worker.store_time import StoreTime
 from eventflow.jobs.worker.timers import Timers
@@ -39,12 +40,12 @@ class WatchedStore(InMemoryJobStore):
         """How long a claim takes by the store's own clock."""
 
     async def claim(
-        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int
+        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int, parked: bool = False
     ) -> ClaimBatch:
         self.asked.append((ready, ahead))
         if self.before:
             raise self.before.pop(0)
-        batch = await super().claim(worker_id, interest, ready=ready, ahead=ahead, horizon_us=horizon_us)
+        batch = await super().claim(worker_id, interest, ready=ready, ahead=ahead, horizon_us=horizon_us, parked=parked)
         batch = msgspec.structs.replace(batch, now_us=batch.now_us + self.took_us)
         self.claimed.append(len(batch.jobs))
         if self.after:
@@ -86,6 +87,7 @@ class Rig:
             completions=self.completions,
             store_time=store_time,
             throughput=self.throughput,
+            quarantine=Quarantine(slots=self.slots, timers=self.timers, completions=self.completions, clock=self.clock),
             settings=chosen,
             clock=self.clock,
             rng=self.bench.rng,
@@ -183,7 +185,7 @@ async def test_what_the_store_shows_is_a_reason() -> None:
 
     async with rig.open():
         await rig.bench.scheduler.schedule(Act())
-        rig.claimer.expect(rig.bench.now_us)
+        rig.claimer.see(await rig.store.tick(ME, rig.bench.interest))
         await others_rest()
 
     assert rig.store.claimed == [0, 1]

@@ -22,7 +22,18 @@ ME, BOB, EVE = WorkerId.new(), WorkerId.new(), WorkerId.new()
 
 def tick(*peers: Peer, server: str = "first") -> Tick:
     """A look that shows these other workers."""
-    return Tick(now_us=0, next_us=None, open=True, server=server, peers=peers, signals=[])
+    return Tick(
+        now_us=0,
+        next_us=None,
+        open=True,
+        blocked=False,
+        parked=False,
+        suspect_us=None,
+        my_turn=False,
+        server=server,
+        peers=peers,
+        signals=[],
+    )
 
 
 def peer(beat: int, *, gone: bool = False, worker_id: WorkerId = BOB) -> Peer:
@@ -115,11 +126,11 @@ class ClaimerFake:
     """Takes note of what it is told."""
 
     def __init__(self) -> None:
-        self.expected: list[int | None] = []
+        self.seen: list[Tick] = []
         self.asked = 0
 
-    def expect(self, next_us: int | None) -> None:
-        self.expected.append(next_us)
+    def see(self, tick: Tick) -> None:
+        self.seen.append(tick)
 
     def ask(self) -> None:
         self.asked += 1
@@ -219,7 +230,7 @@ async def test_look_gives_the_time_and_the_next_job() -> None:
     await rig.look(now_us=1_000_000, next_us=5)
 
     assert rig.store_time.bound_us() == 1_000_000
-    assert rig.claimer.expected == [5]
+    assert [tick.next_us for tick in rig.claimer.seen] == [5]
 
 
 async def test_closed_worker_learns_it_by_looking() -> None:

@@ -148,9 +148,9 @@ class AnswersNever(InMemoryJobStore):
     answers = 1
 
     async def claim(
-        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int
+        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int, parked: bool = False
     ) -> ClaimBatch:
-        batch = await super().claim(worker_id, interest, ready=ready, ahead=ahead, horizon_us=horizon_us)
+        batch = await super().claim(worker_id, interest, ready=ready, ahead=ahead, horizon_us=horizon_us, parked=parked)
         if batch.jobs:
             self.answers -= 1
         if self.answers < 0:

@@ -1,16 +1,17 @@
 """Takes jobs from the store: when there may be some, and no more than can start soon."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 
 from eventflow.clock import Clock, Wakeup
 from eventflow.errors import LeaseLostError
 from eventflow.failpoints import failpoint
 from eventflow.ids import WorkerId
-from eventflow.jobs.records import ClaimedJob, Interest
+from eventflow.jobs.records import SUSPECT_CRASHES, ClaimBatch, ClaimedJob, Interest, Outcome, Settlement, Tick
 from eventflow.jobs.store import JobStore
 from eventflow.jobs.worker.completion import Completions
+from eventflow.jobs.worker.quarantine import Quarantine
 from eventflow.jobs.worker.settings import WorkerSettings
 from eventflow.jobs.worker.slots import Slots
 from eventflow.jobs.worker.store_time import StoreTime
@@ -71,6 +72,7 @@ class Claimer:
         completions: Completions,
         store_time: StoreTime,
         throughput: Throughput,
+        quarantine: Quarantine,
         settings: WorkerSettings,
         clock: Clock,
         rng: Random,
@@ -83,6 +85,7 @@ class Claimer:
         self._completions = completions
         self._store_time = store_time
         self._throughput = throughput
+        self._quarantine = quarantine
         self._settings = settings
         self._clock = clock
         self._rng = rng
@@ -92,6 +95,7 @@ class Claimer:
         self._woken_for_nothing = 0
         self._more_ready = False
         self._more_ahead = False
+        self._parked = False
         self._next_us: int | None = None
         self._suspicious_until: float | None = None
 
@@ -105,14 +109,18 @@ class Claimer:
         self._notified = True
         self._wakeup.set()
 
-    def expect(self, next_us: int | None) -> None:
-        """The store's earliest claimable job is, or was, ready at this instant."""
-        self._next_us = next_us
+    def see(self, tick: Tick) -> None:
+        """Take note of a look at the store."""
+        self._next_us = tick.next_us
+        self._parked = tick.parked
+        self._asked = self._asked or tick.parked
+        self._quarantine.see(tick)
         self._wakeup.set()
 
     def room_changed(self) -> None:
         """A slot was freed or timers fired."""
-        if self._asked or self._notified or self._more_ready or self._more_ahead or self._next_us is not None:
+        wanted = self._asked or self._notified or self._more_ready or self._more_ahead or self._next_us is not None
+        if wanted or self._quarantine.is_closed:
             self._wakeup.set()
 
     async def claim_step(self) -> None:
@@ -120,17 +128,35 @@ class Claimer:
         await self._wait_for_reason()
         if self._suspicious_until is not None:
             await self._adopt_unanswered(self._suspicious_until)
+        if self._quarantine.may_take:
+            batch = await self._answered(lambda: self._store.claim_suspect(self._worker_id, self._interest))
+            self._quarantine.took(batch.jobs)
+            self._timers.add(batch.jobs)
+            return
         ready, ahead = self._room()
-        asked_at = self._clock.monotonic()
-        failpoint("claim.sending")
-        try:
-            batch = await self._store.claim(
+        batch = await self._answered(
+            lambda: self._store.claim(
                 self._worker_id,
                 self._interest,
                 ready=ready,
                 ahead=ahead,
                 horizon_us=int(self._settings.claim_ahead * 1_000_000),
+                parked=self._parked,
             )
+        )
+        taken_ready = sum(claim.ready_us <= batch.split_us for claim in batch.jobs)
+        if ready:
+            self._more_ready = taken_ready >= ready
+        self._more_ahead = len(batch.jobs) - taken_ready >= ahead
+        self._next_us = batch.next_us
+        self._woken_for_nothing = 0 if batch.jobs else min(self._woken_for_nothing + 1, 5)
+        self._timers.add(batch.jobs)
+
+    async def _answered(self, claim: Callable[[], Awaitable[ClaimBatch]]) -> ClaimBatch:
+        asked_at = self._clock.monotonic()
+        failpoint("claim.sending")
+        try:
+            batch = await claim()
         except LeaseLostError:
             raise
         except BaseException:
@@ -139,13 +165,7 @@ class Claimer:
             raise
         failpoint("claim.committed")
         self._store_time.sample(batch.now_us, asked_at=asked_at)
-        taken_ready = sum(claim.ready_us <= batch.split_us for claim in batch.jobs)
-        if ready:
-            self._more_ready = taken_ready >= ready
-        self._more_ahead = len(batch.jobs) - taken_ready >= ahead
-        self._next_us = batch.next_us
-        self._woken_for_nothing = 0 if batch.jobs else min(self._woken_for_nothing + 1, 5)
-        self._timers.add(batch.jobs)
+        return batch
 
     async def _wait_for_reason(self) -> None:
         while not self._has_reason():
@@ -160,6 +180,8 @@ class Claimer:
         self._asked = self._notified = False
 
     def _has_reason(self) -> bool:
+        if self._quarantine.may_take:
+            return True
         ready, ahead = self._room()
         if ready and (self._asked or self._notified or self._until_next() == 0.0):
             return True
@@ -174,7 +196,7 @@ class Claimer:
         return max(0.0, self._store_time.seconds_until(self._next_us) - self._settings.claim_ahead)
 
     def _room(self) -> tuple[int, int]:
-        if self._completions.backlog > MOST_UNWRITTEN:
+        if self._completions.backlog > MOST_UNWRITTEN or self._quarantine.is_closed:
             return 0, 0
         prefetch = min(self._settings.max_prefetch, int(self._throughput.per_second() * PREFETCH_SECONDS))
         ready = self._slots.free + prefetch - self._slots.in_line
@@ -193,6 +215,9 @@ class Claimer:
         adopted = await self.unanswered()
         if adopted:
             log.info("claim.adopted", extra={"worker_id": self._worker_id, "jobs": len(adopted)})
-            self._timers.add(adopted)
+            suspects = [claim for claim in adopted if claim.crashes >= SUSPECT_CRASHES]  # would not run alone now
+            for claim in suspects:
+                self._completions.add(Settlement(claim=claim, outcome=Outcome.RELEASED))
+            self._timers.add(claim for claim in adopted if claim not in suspects)
         if is_last_look:
             self._suspicious_until = None

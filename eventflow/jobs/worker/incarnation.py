@@ -15,6 +15,7 @@ from eventflow.jobs.store import JobStore
 from eventflow.jobs.worker.claiming import Claimer, Throughput
 from eventflow.jobs.worker.completion import Completions
 from eventflow.jobs.worker.lease import Lease, LeaseGuard
+from eventflow.jobs.worker.quarantine import Quarantine
 from eventflow.jobs.worker.settings import WorkerSettings
 from eventflow.jobs.worker.slots import Slots
 from eventflow.jobs.worker.store_time import StoreTime
@@ -77,6 +78,7 @@ class Incarnation:
             finished=throughput.count,
         )
         self._timers = Timers(slots=self._slots, store_time=store_time, clock=clock, fired=self._room_changed)
+        quarantine = Quarantine(slots=self._slots, timers=self._timers, completions=self._completions, clock=clock)
         self._claimer = Claimer(
             store,
             worker_id,
@@ -86,6 +88,7 @@ class Incarnation:
             completions=self._completions,
             store_time=store_time,
             throughput=throughput,
+            quarantine=quarantine,
             settings=settings,
             clock=clock,
             rng=rng,

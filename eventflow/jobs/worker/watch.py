@@ -23,6 +23,9 @@ log = logging.getLogger("eventflow.worker")
 SECOND_LOOK_SECONDS = 0.5
 """A session that is missing is looked for again after this, before its worker is taken for dead."""
 
+SWEEP_SHARE = 0.05
+"""Most of a worker's time that goes into the sweep, which takes long while an old snapshot keeps dead entries."""
+
 
 class _Sighting(msgspec.Struct):
     beat: int
@@ -115,6 +118,7 @@ class Watch:
             lease_duration=settings.lease_duration,
             longest_gap=3 * max(settings.tick_interval, settings.poll_interval, SECOND_LOOK_SECONDS),
         )
+        self._sweep_from = float("-inf")
         self._handled: set[tuple[JobId, int, str]] = set()
 
     def look_now(self) -> None:
@@ -128,13 +132,22 @@ class Watch:
         self._store_time.sample(tick.now_us, asked_at=asked_at)
         if not tick.open:
             raise LeaseLostError("another worker has taken the jobs")
-        self._claimer.expect(tick.next_us)
+        self._claimer.see(tick)
         self._handled &= {(signal.job_id, signal.claim_no, signal.kind) for signal in tick.signals}
         for signal in tick.signals:
             self._obey(signal)
         look_again = await self._rescue_the_dead(tick)
+        look_again |= tick.blocked and await self._store.park_unknown(self._interest) > 0
+        if tick.my_turn:
+            await self._sweep()
         pause = self._settings.tick_interval if self._lease.listening else self._settings.poll_interval
         await self._early.wait(min(pause, SECOND_LOOK_SECONDS) if look_again else pause)
+
+    async def _sweep(self) -> None:
+        started = self._clock.monotonic()
+        if started >= self._sweep_from:
+            await self._store.sweep(self._interest)
+            self._sweep_from = started + (self._clock.monotonic() - started) / SWEEP_SHARE
 
     async def _rescue_the_dead(self, tick: Tick) -> bool:
         dead, look_again = self._obituary.look(tick, self._clock.monotonic())

@@ -72,7 +72,7 @@ CREATE TABLE eventflow.job (
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX job_ready_idx ON eventflow.job (queue_id, lane, priority, ready_at, id) WHERE parked IS NULL;
 
--- Claimed jobs. No index on worker_id: only rescue looks for it, and it would make every completion dearer.
+-- Claimed jobs.
 CREATE TABLE eventflow.running (
     id uuid PRIMARY KEY,
     worker_id uuid NOT NULL,
@@ -185,19 +185,19 @@ CREATE TABLE eventflow.signal (
 CREATE VIEW eventflow.any_job AS
 SELECT id, 'waiting' AS state, name, version, queue_id, priority, due_at, created_at, ready_at, payload, headers, tags,
     aggregate_id, key, attempt, crashes, claim_no, past_attempts, NULL::uuid AS worker_id,
-    NULL::timestamptz AS started_at, NULL::timestamptz AS ended_at, NULL::text AS reason, NULL::json AS error
+    NULL::timestamptz AS started_at, NULL::timestamptz AS ended_at, parked, NULL::text AS reason, NULL::json AS error
 FROM eventflow.job
 UNION ALL
 SELECT id, 'running', name, version, queue_id, priority, due_at, created_at, ready_at, payload, headers, tags,
-    aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, claimed_at, NULL, NULL, NULL
+    aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, claimed_at, NULL, NULL, NULL, NULL
 FROM eventflow.running
 UNION ALL
 SELECT id, state, name, version, queue_id, priority, due_at, created_at, NULL, payload, headers, tags,
-    aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, started_at, finished_at, NULL, NULL
+    aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, started_at, finished_at, NULL, NULL, NULL
 FROM eventflow.job_history
 UNION ALL
 SELECT id, 'dead', name, version, queue_id, priority, due_at, created_at, NULL, payload, headers, tags,
-    aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, NULL, died_at, reason, error
+    aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, NULL, died_at, NULL, reason, error
 FROM eventflow.dead_letter;
 
 CREATE FUNCTION eventflow.uuid_v7() RETURNS uuid
