@@ -28,7 +28,7 @@ class Rig:
         self.clock = self.bench.clock
         self.slots = SlotsFake()
         self.fired = 0
-        store_time = StoreTime(self.clock)
+        store_time = self.store_time = StoreTime(self.clock)
         store_time.sample(self.bench.now_us, asked_at=self.clock.monotonic())
         self.timers = Timers(slots=self.slots, store_time=store_time, clock=self.clock, fired=self._count)  # pyright: ignore[reportArgumentType] - it only uses put
 
@@ -105,6 +105,22 @@ async def test_earlier_job_added_later_fires_first() -> None:
 
     assert rig.slots.batches == [[9]]
     assert len(rig.timers) == 1
+
+
+async def test_clock_set_forward_fires_what_it_made_due() -> None:
+    """A job whose time lay an hour ahead does not sleep for that hour."""
+    rig = Rig()
+    rig.timers.add(rig.claims(3600))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(Supervisor(rig.clock, rig.bench.rng).repeat, "timers", rig.timers.fire_step)
+        await others_rest()
+        rig.store_time.sample(rig.bench.now_us + 3_600_000_000, asked_at=rig.clock.monotonic())
+        rig.clock.advance(1)
+        await others_rest()
+        group.cancel_scope.cancel()
+
+    assert rig.slots.batches == [[0]]
 
 
 async def test_jobs_due_together_fire_together() -> None:

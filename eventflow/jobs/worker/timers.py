@@ -9,6 +9,9 @@ from eventflow.jobs.records import ClaimedJob
 from eventflow.jobs.worker.slots import Slots
 from eventflow.jobs.worker.store_time import StoreTime
 
+LONGEST_WAIT_SECONDS = 0.5
+"""The store's clock may be set forward: what it makes due must not sleep on by the old one."""
+
 
 class Timers:
     """
@@ -72,4 +75,7 @@ class Timers:
         if due:
             self._slots.put(due)
             self._fired()
-        await self._changed.wait(self._store_time.seconds_until(self._heap[0][0]) if self._heap else None)
+        if self._heap:
+            await self._changed.wait(min(self._store_time.seconds_until(self._heap[0][0]), LONGEST_WAIT_SECONDS))
+        else:
+            await self._changed.wait()
