@@ -23,12 +23,20 @@ WITH given AS MATERIALIZED (
         e.id, statement_timestamp(), g.reason, g.error::json, e.queue_id, e.lane, e.priority, e.due_at, e.created_at,
         e.name, e.version, e.payload, e.headers, e.tags, e.aggregate_id, e.key, e.batch_id, e.retry, e.timeout_us,
         e.attempt, e.crashes, e.claim_no,
-        coalesce(e.past_attempts, '[]') || jsonb_build_object(
-            'attempt', e.attempt, 'worker', e.worker_id,
-            'started_at', timestamptz 'epoch' + g.started_us * interval '1 microsecond',
-            'ended_at', statement_timestamp(), 'outcome', 'dead', 'error', g.error::jsonb),
+        -- What is in there may be what the store refused.
+        CASE WHEN g.reason = 'refused_by_store' THEN e.past_attempts ELSE
+            CASE jsonb_typeof(e.past_attempts)
+                WHEN 'array' THEN CASE WHEN jsonb_array_length(e.past_attempts) < 20
+                    THEN e.past_attempts ELSE e.past_attempts - 5 END  -- the first 5 and the last 15 are kept
+                ELSE '[]'  -- none, or what somebody wrote by hand
+            END || jsonb_build_object(
+                'attempt', e.attempt, 'worker', e.worker_id,
+                'started_at', timestamptz 'epoch' + g.started_us * interval '1 microsecond',
+                'ended_at', statement_timestamp(), 'outcome', 'dead', 'error', g.error::jsonb)
+        END,
         e.worker_id
     FROM ended AS e JOIN given AS g USING (id)
+    ON CONFLICT (id) DO NOTHING  -- a client used the id of a dead letter for another job
 ), answered AS (
     DELETE FROM eventflow.signal WHERE worker_id = $1 AND job_id IN (SELECT id FROM ended)
 )

@@ -30,7 +30,11 @@ WITH given AS MATERIALIZED (
         e.id, days.expires_on, g.state, e.queue_id, e.priority, e.due_at, e.created_at, e.name, e.version, e.payload,
         e.headers, e.tags, e.aggregate_id, e.key, e.batch_id, e.attempt, e.crashes, e.claim_no,
         CASE WHEN g.error IS NULL THEN e.past_attempts ELSE
-            coalesce(e.past_attempts, '[]') || jsonb_build_object(
+            CASE jsonb_typeof(e.past_attempts)
+                WHEN 'array' THEN CASE WHEN jsonb_array_length(e.past_attempts) < 20
+                    THEN e.past_attempts ELSE e.past_attempts - 5 END  -- the first 5 and the last 15 are kept
+                ELSE '[]'  -- none, or what somebody wrote by hand
+            END || jsonb_build_object(
                 'attempt', e.attempt, 'worker', e.worker_id,
                 'started_at', timestamptz 'epoch' + g.started_us * interval '1 microsecond',
                 'ended_at', statement_timestamp(), 'outcome', g.state, 'error', g.error::jsonb)

@@ -32,6 +32,7 @@ WITH given AS MATERIALIZED (
         e.crashes, e.claim_no, e.past_attempts, e.worker_id, statement_timestamp()
     FROM ended AS e JOIN answered AS a ON a.job_id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
     WHERE eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
+    ON CONFLICT (id, expires_on) DO NOTHING
 ), timed AS (
     SELECT e.*, g.delay_us, g.refund, g.started_us, g.error, clock_timestamp() AS now,
         coalesce(timestamptz 'epoch' + g.at_us * interval '1 microsecond', e.due_at) AS next_due_at
@@ -50,11 +51,16 @@ WITH given AS MATERIALIZED (
         expires_at, created_at, name, version, payload, headers, tags, aggregate_id, key, batch_id, retry, timeout_us,
         attempt - refund, crashes, claim_no,
         CASE WHEN error IS NULL THEN past_attempts ELSE
-            coalesce(past_attempts, '[]') || jsonb_build_object(
+            CASE jsonb_typeof(past_attempts)
+                WHEN 'array' THEN CASE WHEN jsonb_array_length(past_attempts) < 20
+                    THEN past_attempts ELSE past_attempts - 5 END  -- the first 5 and the last 15 are kept
+                ELSE '[]'  -- none, or what somebody wrote by hand
+            END || jsonb_build_object(
                 'attempt', attempt, 'worker', worker_id,
                 'started_at', timestamptz 'epoch' + started_us * interval '1 microsecond',
                 'ended_at', now, 'outcome', 'retry', 'error', error::jsonb)
         END
     FROM timed
+    ON CONFLICT (id) DO NOTHING  -- a client inserted the claimed job again: that one waits
 )
 SELECT id FROM ended;
