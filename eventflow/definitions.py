@@ -14,7 +14,7 @@ from eventflow.errors import (
     UnknownDefinitionError,
 )
 from eventflow.messages import Message, check_name, declaration
-from eventflow.serialization import Codec
+from eventflow.serialization import Codec, text_of
 
 M = TypeVar("M", bound=Message)
 
@@ -173,7 +173,7 @@ class Definitions(Generic[M]):
         try:
             upgraded = upgrade(message)
         except Exception as exc:
-            raise UndecodableMessageError("", 0, f"{upgrade.__qualname__} failed: {exc!r}") from exc
+            raise UndecodableMessageError("", 0, f"{upgrade.__qualname__} failed: {text_of(exc, repr)}") from exc
         if type(upgraded) is not target:  # its next upgrader would be another's, or itself for ever
             reason = f"{upgrade.__qualname__} returned {type(upgraded).__qualname__}, not {target.__qualname__}"
             raise UndecodableMessageError("", 0, reason)

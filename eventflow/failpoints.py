@@ -6,7 +6,7 @@ Nothing happens unless the environment says so before the process starts::
     EVENTFLOW_FAILPOINTS = "claim.committed=kill@3,settle.sent=stop"
 
 Actions: ``kill`` (SIGKILL), ``stop`` (SIGSTOP), ``raise`` (:class:`FailpointError`). ``@n`` acts on the n-th
-passage only, otherwise the first; a failpoint acts once.
+passage only, otherwise the first; ``@every`` on each.
 """
 
 import os
@@ -18,9 +18,10 @@ class FailpointError(Exception):
 
 
 class _Failpoint:
-    def __init__(self, action: str, countdown: int) -> None:
+    def __init__(self, action: str, countdown: int, *, every: bool) -> None:
         self.action = action
         self.countdown = countdown
+        self.every = every
 
 
 def _parse(text: str) -> dict[str, _Failpoint]:
@@ -30,11 +31,18 @@ def _parse(text: str) -> dict[str, _Failpoint]:
         verb, _, count = action.partition("@")
         if verb not in ("kill", "stop", "raise"):
             raise ValueError(f"EVENTFLOW_FAILPOINTS: {item!r} is not name=kill|stop|raise[@n]")
-        points[name] = _Failpoint(verb, int(count or 1))
+        every = count == "every"
+        points[name] = _Failpoint(verb, 1 if every else int(count or 1), every=every)
     return points
 
 
 _armed = _parse(os.environ.get("EVENTFLOW_FAILPOINTS", ""))
+
+
+def arm(text: str) -> None:
+    """Act as if the environment had said this, in a process that has already started."""
+    _armed.clear()
+    _armed.update(_parse(text))
 
 
 def failpoint(name: str) -> None:
@@ -50,7 +58,8 @@ def _pass(name: str) -> None:
     point.countdown -= 1
     if point.countdown > 0:
         return
-    del _armed[name]
+    if not point.every:
+        del _armed[name]
     if point.action == "raise":
         raise FailpointError(name)
     os.kill(os.getpid(), signal.SIGKILL if point.action == "kill" else signal.SIGSTOP)

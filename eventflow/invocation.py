@@ -33,6 +33,16 @@ class Invoker:
         """
         if is_async_callable(function):
             return await function(*args)
-        outcome = await anyio.to_thread.run_sync(function, *args, limiter=self._threads)
+        outcome, error = await anyio.to_thread.run_sync(_outcome, function, args, limiter=self._threads)
+        if error is not None:
+            raise error
         # A plain function around an async one, such as a decorator's, hands on its coroutine.
         return await outcome if inspect.isawaitable(outcome) else outcome
+
+
+def _outcome(function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
+    # A GeneratorExit that a thread raises into a task would end the whole task, past every handler of it.
+    try:
+        return function(*args), None
+    except BaseException as exc:  # noqa: BLE001 - raised again where the handler was called
+        return None, exc

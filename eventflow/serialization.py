@@ -6,6 +6,7 @@ is stored (about a microsecond). Subclasses of ``str``, ``int`` and ``float`` tr
 validated by their own constructor when decoded.
 """
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -73,7 +74,7 @@ class Codec(Generic[T]):
         except RecursionError as exc:
             raise PayloadTooLargeError(self.message_type, f"nested deeper than {MAX_DEPTH} levels") from exc
         except (TypeError, ValueError, NotImplementedError, OverflowError) as exc:
-            raise InvalidMessageError(self.message_type, str(exc)) from exc
+            raise InvalidMessageError(self.message_type, text_of(exc)) from exc
         if len(data) > MAX_PAYLOAD_BYTES:
             raise PayloadTooLargeError(self.message_type, f"{len(data)} bytes, {MAX_PAYLOAD_BYTES} are allowed")
         if deeper_than(data, MAX_DEPTH):
@@ -81,7 +82,7 @@ class Codec(Generic[T]):
         try:
             decoded = self._decoder.decode(data)
         except Exception as exc:  # as in decode
-            raise InvalidMessageError(self.message_type, str(exc)) from exc
+            raise InvalidMessageError(self.message_type, text_of(exc)) from exc
         if decoded != message:
             raise InvalidMessageError(self.message_type, self._difference(message, decoded))
         return data
@@ -98,7 +99,7 @@ class Codec(Generic[T]):
         # Invalid UTF-8 and a depth beyond the interpreter's are not DecodeErrors, and a type's own
         # __post_init__ or __new__ may raise anything.
         except Exception as exc:
-            raise UndecodableMessageError(self.message_type.__qualname__, 0, str(exc)) from exc
+            raise UndecodableMessageError(self.message_type.__qualname__, 0, text_of(exc)) from exc
 
     def _difference(self, sent: T, received: T) -> str:
         if isinstance(sent, msgspec.Struct):
@@ -107,6 +108,14 @@ class Codec(Generic[T]):
                 if before != after:
                     return f"{field}={before!r} would be read back as {after!r}"
         return f"{sent!r} would be read back as {received!r}"
+
+
+def text_of(error: BaseException, form: Callable[[object], str] = str) -> str:
+    """What an error says of itself (*form*: ``str`` or ``repr``), or that its own code for that failed."""
+    try:
+        return str.__str__(form(error))  # of a subclass of str, the bare text
+    except BaseException as exc:  # noqa: BLE001 - a failing __str__ must not cost the worker
+        return f"<its __{form.__name__}__ failed: {type(exc).__qualname__}>"
 
 
 def encode_plain(value: Any) -> bytes:  # Any: a JSON-able value of our own, such as headers

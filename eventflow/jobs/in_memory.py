@@ -1,6 +1,7 @@
 """The job store in memory, and the scheduler over it: for tests, prototypes and simulation."""
 
 from collections.abc import Callable, Iterator, Sequence
+from math import log2
 from typing import Any
 
 import msgspec
@@ -144,8 +145,10 @@ class InMemoryJobStore:
         worker = self._workers.get(worker_id)
         now = self._now()
         claimable = self._claimable(interest)
-        suspects = (row.ready_us for row in claimable if row.parked == "suspect" and row.ready_us <= now)
+        aside = [row for row in claimable if row.parked and row.ready_us <= now]
+        suspect_us = min((row.ready_us for row in aside if row.parked == "suspect"), default=None)
         crew = sorted(w.record.id for w in self._workers.values() if w.open and w.record.queues == interest.queues)
+        turn = now // _turn_us(now if suspect_us is None else suspect_us, now)
         return Tick(
             now_us=now,
             next_us=min(
@@ -153,9 +156,9 @@ class InMemoryJobStore:
             ),
             open=worker is not None and worker.open,
             blocked=bool(self._unknown(interest)),
-            parked=any(row.parked == "unknown" for row in claimable),
-            suspect_us=min(suspects, default=None),
-            my_turn=worker_id in crew and crew.index(worker_id) == now // 1_000_000 % len(crew),
+            parked=any(row.parked == "unknown" for row in aside),
+            suspect_us=suspect_us,
+            my_turn=worker_id in crew and crew.index(worker_id) == turn % len(crew),
             server="memory",
             peers=[
                 Peer(other.record.id, other.beat, session_gone=False)
@@ -169,8 +172,9 @@ class InMemoryJobStore:
         self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int, parked: bool = False
     ) -> ClaimBatch:
         now, kinds = self._now(), (None, "unknown") if parked else (None,)
-        waiting = sorted((row for row in self._claimable(interest) if row.parked in kinds), key=_Row.order)
-        due = [row for row in waiting if row.ready_us <= now][:ready]
+        claimable = sorted(self._claimable(interest), key=_Row.order)
+        due = [row for row in claimable if row.parked in kinds and row.ready_us <= now][:ready]
+        waiting = [row for row in claimable if row.parked is None]
         soon = [row for row in waiting if now < row.ready_us <= now + horizon_us][:ahead]
         horizon = now + horizon_us
         later = [row.ready_us for row in waiting if horizon < row.ready_us <= horizon + LOOKAHEAD_US]
@@ -387,6 +391,11 @@ def _instant(due: Due, now_us: int) -> int:
     return due.at_us if due.at_us is not None else now_us + (due.delay_us or 0)
 
 
+def _turn_us(suspect_us: int, now_us: int) -> int:
+    """How long turns are: a second, and more the longer a suspect waits."""
+    return 1_000_000 * 2 ** int(log2(max(1.0, (now_us - suspect_us) / 4_000_000)))
+
+
 def _claimed(row: _Row) -> ClaimedJob:
     return ClaimedJob(
         id=row.job.id,
@@ -424,7 +433,7 @@ def _record(row: _Row) -> JobRecord:
         crashes=row.crashes,
         claim_no=row.claim_no,
         past_attempts=list(row.past_attempts),
-        parked=row.parked,
+        parked=row.parked if waiting else None,
         ready_at=to_datetime(row.ready_us) if waiting else None,
         worker_id=row.worker_id,
         started_at=None if row.started_us is None else to_datetime(row.started_us),

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Callable
 from random import Random
 
@@ -15,17 +14,15 @@ from eventflow.errors import JobTimeoutError
 from eventflow.invocation import Invoker
 from eventflow.jobs.definitions import JobDefinitions
 from eventflow.jobs.encoder import JobBuffer
+from eventflow.jobs.error_text import describe_error, is_unwieldy, storable
 from eventflow.jobs.job import JobContext, JobOptions
 from eventflow.jobs.records import ClaimedJob, Outcome, Settlement
 from eventflow.retry import OnError
 from eventflow.scheduling import Due
-from eventflow.serialization import encode_plain
+from eventflow.serialization import text_of
 from eventflow.services import Services
 
 log = logging.getLogger("eventflow.jobs")
-
-MAX_ERROR_CHARACTERS = 8_000
-"""Longest message and longest traceback kept of an error."""
 
 
 class JobRunner:
@@ -74,9 +71,9 @@ class JobRunner:
             job = self._definitions.decode(claim.name, claim.version, claim.payload)
             due_at = to_datetime(claim.due_us)
             cause = _cause(claim)
-        except Exception as exc:  # noqa: BLE001 - any client can write a row, with anything in it
+        except BaseException as exc:  # noqa: BLE001 - any client can write a row, and a type's own check may raise anything
             log.error(  # noqa: TRY400 - the reason says it all
-                "job.undecodable", extra={"job_id": claim.id, "job": claim.name, "error": str(exc)}
+                "job.undecodable", extra={"job_id": claim.id, "job": claim.name, "error": storable(text_of(exc))}
             )
             return dead(claim, "undecodable", exc, started_us)
         options = self._definitions.options_of(job)
@@ -115,12 +112,15 @@ class JobRunner:
             policy = options.retry.with_stored(msgspec.json.decode(claim.retry) if claim.retry else None)
         except Exception:  # noqa: BLE001 - somebody else wrote it; ours are checked
             policy = options.retry
-        decision = policy.decide(error, claim.attempt)
-        log.warning(
-            "job.failed",
-            extra={"job_id": claim.id, "job": claim.name, "attempt": claim.attempt, "decision": decision.value},
-            exc_info=error,
-        )
+        try:
+            decision = policy.decide(error, claim.attempt)
+        except Exception:  # noqa: BLE001 - a type that cannot be looked up has no rule, and fails so in every attempt
+            decision = OnError.DEAD_LETTER
+        about = {"job_id": claim.id, "job": claim.name, "attempt": claim.attempt, "decision": decision.value}
+        if is_unwieldy(error):
+            log.warning("job.failed", extra={**about, "error": storable(text_of(error))})
+        else:
+            log.warning("job.failed", extra=about, exc_info=error)
         if decision is OnError.DEAD_LETTER:
             return dead(claim, "timeout" if isinstance(error, JobTimeoutError) else "error", error, started_us)
         if decision is OnError.IGNORE:
@@ -145,32 +145,6 @@ def dead(claim: ClaimedJob, reason: str, error: BaseException, started_us: int |
     return Settlement(
         claim=claim, outcome=Outcome.DEAD, reason=reason, error=describe_error(error), started_us=started_us
     )
-
-
-def describe_error(error: BaseException) -> str:
-    """
-    JSON object of an error: ``type``, ``message``, ``traceback``; bounded, and free of what tables refuse.
-
-    An error that cannot even be printed is described by that.
-    """
-    try:
-        message = str(error)
-    except BaseException as exc:  # noqa: BLE001 - a failing __str__ must not cost the worker
-        message = f"<its __str__ failed: {type(exc).__qualname__}>"
-    try:
-        trace = "".join(traceback.format_exception(error))
-    except BaseException as exc:  # noqa: BLE001 - as above
-        trace = f"<its traceback cannot be formatted: {type(exc).__qualname__}>"
-    kind = f"{type(error).__module__}.{type(error).__qualname__}"
-    parts = {"type": kind, "message": message, "traceback": trace}
-    return encode_plain({name: _storable(text) for name, text in parts.items()}).decode()
-
-
-def _storable(text: str) -> str:
-    if len(text) > MAX_ERROR_CHARACTERS:
-        half = MAX_ERROR_CHARACTERS // 2
-        text = f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
-    return text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "backslashreplace").decode()
 
 
 class _Headers(msgspec.Struct):

@@ -1,6 +1,8 @@
 """Between records and the driver's values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
@@ -104,7 +106,7 @@ def claimed_job(row: asyncpg.Record) -> ClaimedJob:
 
 
 def job_record(row: asyncpg.Record) -> JobRecord:
-    """A row of ``find_jobs.sql``."""
+    """A row of ``find_jobs.sql`` or ``get_job.sql``; whatever was written into it, it can be looked at."""
     return JobRecord(
         id=JobId.of(str(row["id"])),
         state=JobState(row["state"]),
@@ -112,30 +114,69 @@ def job_record(row: asyncpg.Record) -> JobRecord:
         version=row["version"],
         queue=row["queue"] or "",
         priority=row["priority"],
-        due_at=to_datetime(row["due_us"]),
-        created_at=to_datetime(row["created_us"]),
+        due_at=instant(row["due_s"]),
+        created_at=instant(row["created_s"]),
         payload=_json(row["payload"]),
-        headers=_json(row["headers"]) or {},
-        tags=tuple(row["tags"] or ()),
+        headers=_object(_json(row["headers"])) or {},
+        tags=tuple(_texts(row["tags"])),
         aggregate_id=row["aggregate_id"],
         key=row["key"],
         attempt=row["attempt"],
         crashes=row["crashes"],
         claim_no=row["claim_no"],
-        past_attempts=[_attempt(attempt) for attempt in _json(row["past_attempts"]) or ()],
-        ready_at=None if row["ready_us"] is None else to_datetime(row["ready_us"]),
+        past_attempts=_attempts(_json(row["past_attempts"])),
+        ready_at=None if row["ready_s"] is None else instant(row["ready_s"]),
         worker_id=None if row["worker_id"] is None else WorkerId.of(str(row["worker_id"])),
-        started_at=None if row["started_us"] is None else to_datetime(row["started_us"]),
-        ended_at=None if row["ended_us"] is None else to_datetime(row["ended_us"]),
+        started_at=None if row["started_s"] is None else instant(row["started_s"]),
+        ended_at=None if row["ended_s"] is None else instant(row["ended_s"]),
         parked=row["parked"],
         reason=row["reason"],
-        error=_json(row["error"]),
+        error=_error(_json(row["error"])),
     )
+
+
+def instant(seconds: Decimal) -> datetime:
+    """
+    The instant so many seconds after the epoch, or the nearest that ``datetime`` can name.
+
+    >>> instant(Decimal("1.5")).isoformat(), instant(Decimal("Infinity")).year
+    ('1970-01-01T00:00:01.500000+00:00', 9999)
+    """
+    try:
+        numerator, denominator = seconds.as_integer_ratio()  # exact, whatever the precision in force
+        return to_datetime(numerator * 1_000_000 // denominator)
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC) if seconds < 0 else datetime.max.replace(tzinfo=UTC)
+
+
+def _texts(tags: Sequence[Any] | None) -> Iterator[str]:  # Any: SQL writes arrays of any depth, with nulls in them
+    for tag in tags or ():
+        if isinstance(tag, list):
+            yield from _texts(tag)  # pyright: ignore[reportUnknownArgumentType]
+        elif tag is not None:
+            yield tag
+
+
+def _object(stored: Any) -> dict[str, Any] | None:  # Any: parsed JSON
+    return stored if isinstance(stored, dict) else None  # pyright: ignore[reportUnknownVariableType]  JSON has string keys
+
+
+def _attempts(stored: Any) -> list[dict[str, Any]]:  # Any: parsed JSON
+    attempts: list[Any] = stored if isinstance(stored, list) else [] if stored is None else [stored]  # pyright: ignore[reportUnknownVariableType]
+    return [_attempt(_object(attempt) or {"error": attempt}) for attempt in attempts]
 
 
 def _attempt(attempt: dict[str, Any]) -> dict[str, Any]:
     worker = attempt.get("worker")
-    return {**attempt, "worker": None if worker is None else WorkerId.of(worker)}
+    return {
+        **attempt,
+        "worker": WorkerId.of(worker) if isinstance(worker, str) else None,
+        "error": _error(attempt.get("error")),
+    }
+
+
+def _error(stored: Any) -> dict[str, Any] | None:  # Any: parsed JSON
+    return None if stored is None else _object(stored) or {"message": stored}
 
 
 def _json(text: str | None) -> Any:

@@ -22,7 +22,7 @@ _UNAVAILABLE = (
     "57014",  # cancelled, by a timeout somebody set
     "25P03",  # idle in transaction, by a timeout somebody set
 )
-_REFUSED = ("22", "23")  # data exceptions, broken constraints
+_REFUSED = ("22", "23", "54")
 _NO_SCHEMA = ("3F000", "42P01", "42703", "42883")
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)

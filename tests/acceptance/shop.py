@@ -1,6 +1,7 @@
 """The application that acceptance tests run in processes of their own; its effects are rows."""
 
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -103,3 +104,42 @@ class Doomed(Job):
         effects = await context.services.aget(Effects)
         await effects.record(self.number, "doomed")
         raise RuntimeError("it always fails")
+
+
+@flow.job
+class Later(Job):
+    """Has a child after a while."""
+
+    number: int
+    milliseconds: int
+
+    async def execute(self, context: JobContext) -> None:
+        await anyio.lowlevel.checkpoint()
+        context.schedule(Child(number=self.number), delay=timedelta(milliseconds=self.milliseconds))
+
+
+@flow.job
+class Block(Job):
+    """Keeps the event loop of its worker from everything else, half of the time asleep and half of it busy."""
+
+    number: int
+    seconds: float
+
+    async def execute(self, context: JobContext) -> None:
+        effects = await context.services.aget(Effects)
+        await effects.record(self.number, "block")
+        time.sleep(self.seconds / 2)  # noqa: TID251 - what a handler should not do
+        until = time.monotonic() + self.seconds / 2
+        while time.monotonic() < until:
+            pass
+
+
+@flow.job
+class Thread(Job):
+    """Takes its time in a thread."""
+
+    number: int
+    seconds: float
+
+    def execute(self, context: JobContext) -> None:
+        time.sleep(self.seconds)  # noqa: TID251 - nothing to wait for

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,16 +22,19 @@ class WorkerProcess:
         dsn: The database.
         log: Where its log goes.
         failpoints: ``EVENTFLOW_FAILPOINTS`` of the process.
+        environment: More variables of the process.
         options: Further arguments of the command.
     """
 
-    def __init__(self, dsn: str, log: Path, *options: str, failpoints: str = "") -> None:
+    def __init__(
+        self, dsn: str, log: Path, *options: str, failpoints: str = "", environment: Mapping[str, str] = {}
+    ) -> None:
         self.log = log
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "eventflow", "worker", "tests.acceptance.shop:flow", *options],
                 cwd=ROOT,
-                env={**os.environ, "EVENTFLOW_DSN": dsn, "EVENTFLOW_FAILPOINTS": failpoints},
+                env={**os.environ, "EVENTFLOW_DSN": dsn, "EVENTFLOW_FAILPOINTS": failpoints, **environment},
                 stdout=stream,
                 stderr=stream,
             )
@@ -69,10 +72,10 @@ class Crew:
         self._directory = directory
         self.workers: list[WorkerProcess] = []
 
-    def add(self, *options: str, failpoints: str = "") -> WorkerProcess:
+    def add(self, *options: str, failpoints: str = "", environment: Mapping[str, str] = {}) -> WorkerProcess:
         """Start one more worker process."""
         log = self._directory / f"worker-{len(self.workers)}.log"
-        worker = WorkerProcess(self._dsn, log, *options, failpoints=failpoints)
+        worker = WorkerProcess(self._dsn, log, *options, failpoints=failpoints, environment=environment)
         self.workers.append(worker)
         return worker
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,7 +22,7 @@ from eventflow import (
     RetryPolicy,
 )
 from eventflow.jobs import Outcome, Settlement
-from eventflow.jobs.runner import MAX_ERROR_CHARACTERS, describe_error
+from eventflow.jobs.error_text import MAX_ERROR_CHARACTERS, describe_error, is_unwieldy
 from eventflow.retry import retry_delay
 from tests.unit.bench import (
     Act,
@@ -53,6 +53,44 @@ class VeryUnprintableError(Exception):
 
     def __str__(self) -> str:
         raise SystemExit(3)
+
+
+def raised_often(times: int) -> ValueError:
+    """One error object that is raised again and again, as one in a module's variable may be."""
+    error = ValueError("again")
+    for _ in range(times):
+        try:
+            raise error
+        except ValueError:
+            pass
+    return error
+
+
+def with_causes(count: int) -> ValueError:
+    """An error with a cause with a cause with a cause."""
+    error = ValueError("first")
+    for number in range(count):
+        following = ValueError(number)
+        following.__cause__ = error
+        error = following
+    return error
+
+
+def with_notes(text: str) -> ValueError:
+    """An error with a note."""
+    error = ValueError("noted")
+    error.add_note(text)
+    return error
+
+
+UNWIELDY: dict[str, Callable[[], BaseException]] = {
+    "lines": lambda: ValueError("x\n" * 20_000),
+    "note": lambda: with_notes("x\n" * 20_000),
+    "wide": lambda: ExceptionGroup("wide", [ValueError(number) for number in range(1_000)]),
+    "long member": lambda: ExceptionGroup("one", [ValueError("x\n" * 20_000)]),
+    "causes": lambda: with_causes(1_000),
+    "raised often": lambda: raised_often(10_000),
+}
 
 
 def bench_of(policy: RetryPolicy, **options: Any) -> Bench:
@@ -354,13 +392,24 @@ async def test_row_that_cannot_be_read_goes_to_the_dead_letters(changes: dict[st
     assert said in error_of(settlement)["message"]
 
 
-async def test_job_whose_own_check_raises_goes_to_the_dead_letters() -> None:
-    """A type's own code that fails on a stored value is that job's matter alone."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        AttributeError("no number, please"),
+        SystemExit(3),
+        asyncio.CancelledError(),
+        UnprintableError(),
+        VeryUnprintableError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_job_whose_own_check_raises_goes_to_the_dead_letters(error: BaseException) -> None:
+    """A type's own code that fails on a stored value, however badly, is that job's matter alone."""
 
     class Fussy(Act):
         def __post_init__(self) -> None:
             if self.number:
-                raise AttributeError("no number, please")
+                raise error
 
     flow = EventFlow("fussy")
     flow.job(Fussy)
@@ -368,6 +417,30 @@ async def test_job_whose_own_check_raises_goes_to_the_dead_letters() -> None:
     settlement = await Bench(flow).run(Fussy(), payload='{"number":1}')
 
     assert (settlement.outcome, settlement.reason) == (Outcome.DEAD, "undecodable")
+    assert error_of(settlement)["message"] or isinstance(error, asyncio.CancelledError)
+
+
+async def test_upgrader_whose_error_cannot_be_printed_makes_a_dead_letter() -> None:
+    """What an upgrader raises concerns its job alone, even if it cannot say what it is."""
+
+    class Old(Act):
+        pass
+
+    class New(Act):
+        pass
+
+    def fail(old: Old) -> New:
+        raise UnprintableError
+
+    fail.__annotations__.update(old=Old, **{"return": New})
+    flow = EventFlow("upgrading")
+    flow.add_jobs(Old, New)
+    flow.upgrader(fail)
+
+    settlement = await Bench(flow).run(Old())
+
+    assert (settlement.outcome, settlement.reason) == (Outcome.DEAD, "undecodable")
+    assert "fail failed: <its __repr__ failed: RuntimeError>" in error_of(settlement)["message"]
 
 
 @pytest.mark.parametrize("headers", [None, "{}", '{"correlation_id":null}'])
@@ -476,6 +549,36 @@ async def test_failing_job_is_logged_with_its_error(caplog: pytest.LogCaptureFix
     [record] = caplog.records
     assert record.getMessage() == "job.failed"
     assert (vars(record)["job"], vars(record)["attempt"], vars(record)["decision"]) == ("Act", 4, "retry")
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "broken"
+
+
+async def test_unwieldy_error_is_logged_without_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """An error that would take seconds to print, and fill the log, is one short line."""
+    bench = Bench(behaviour=raising(ValueError("line\n" * 10_000)))
+
+    with caplog.at_level(logging.WARNING, "eventflow.jobs"):
+        await bench.run()
+
+    [record] = caplog.records
+    assert record.exc_info is None
+    assert vars(record)["error"].startswith("line\nline")
+    assert len(vars(record)["error"]) < MAX_ERROR_CHARACTERS + 100
+
+
+async def test_error_whose_type_cannot_be_looked_up_ends_its_job_alone() -> None:
+    """No rule of a retry policy can be found for it: a dead letter."""
+
+    class Unhashable(type):
+        __hash__ = None  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+        def __eq__(cls, other: object) -> bool:
+            return cls is other
+
+    settlement = await Bench(behaviour=raising(Unhashable("Odd", (Exception,), {})("odd"))).run()
+
+    assert (settlement.outcome, settlement.reason) == (Outcome.DEAD, "error")
+    assert error_of(settlement)["message"] == "odd"
 
 
 class TestDescribeError:
@@ -524,6 +627,31 @@ class TestDescribeError:
             described = json.loads(describe_error(exc))
 
         assert "OSError: first" in described["traceback"]
+
+    @pytest.mark.parametrize("make", UNWIELDY.values(), ids=UNWIELDY)
+    def test_unwieldy_error_is_described_by_its_nearest(self, make: Callable[[], BaseException]) -> None:
+        """One that is too large to be printed in full keeps its last frames and first relatives."""
+        error = make()
+
+        assert is_unwieldy(error)
+        described = json.loads(describe_error(error))
+        assert described["type"].endswith(type(error).__name__)
+        assert type(error).__name__ in described["traceback"]
+        assert len(described["traceback"]) < MAX_ERROR_CHARACTERS + 100
+
+    def test_some_members_of_a_large_group_are_kept(self) -> None:
+        """A group too large to be printed shows its first errors."""
+        described = json.loads(describe_error(UNWIELDY["wide"]()))
+
+        assert "with builtins.ValueError: 0\nwith builtins.ValueError: 1\n" in described["traceback"]
+
+    def test_causes_in_a_circle_are_nothing_special(self) -> None:
+        """Two errors that are each other's cause are printed once each."""
+        error, other = ValueError("one"), OSError("two")
+        error.__cause__, other.__cause__ = other, error
+
+        assert not is_unwieldy(error)
+        assert json.loads(describe_error(error))["traceback"].count("OSError: two") == 1
 
 
 async def test_published_command_reaches_its_handler_as_it_was() -> None:

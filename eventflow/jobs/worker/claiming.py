@@ -114,7 +114,8 @@ class Claimer:
         self._next_us = tick.next_us
         self._parked = tick.parked
         self._asked = self._asked or tick.parked
-        self._quarantine.see(tick)
+        if self._suspicious_until is None:
+            self._quarantine.see(tick)
         self._wakeup.set()
 
     def room_changed(self) -> None:
@@ -129,11 +130,20 @@ class Claimer:
         if self._suspicious_until is not None:
             await self._adopt_unanswered(self._suspicious_until)
         if self._quarantine.may_take:
-            batch = await self._answered(lambda: self._store.claim_suspect(self._worker_id, self._interest))
-            self._quarantine.took(batch.jobs)
-            self._timers.add(batch.jobs)
-            return
+            await self._claim_suspect()
+        else:
+            await self._claim_others()
+
+    async def _claim_suspect(self) -> None:
+        batch = await self._answered(lambda: self._store.claim_suspect(self._worker_id, self._interest))
+        self._quarantine.took(batch.jobs)
+        self._timers.add(batch.jobs)
+
+    async def _claim_others(self) -> None:
         ready, ahead = self._room()
+        if not ready:
+            return  # adopted jobs have taken it
+        self._asked = self._notified = False
         batch = await self._answered(
             lambda: self._store.claim(
                 self._worker_id,
@@ -145,8 +155,7 @@ class Claimer:
             )
         )
         taken_ready = sum(claim.ready_us <= batch.split_us for claim in batch.jobs)
-        if ready:
-            self._more_ready = taken_ready >= ready
+        self._more_ready = taken_ready >= ready
         self._more_ahead = len(batch.jobs) - taken_ready >= ahead
         self._next_us = batch.next_us
         self._woken_for_nothing = 0 if batch.jobs else min(self._woken_for_nothing + 1, 5)
@@ -162,6 +171,7 @@ class Claimer:
         except BaseException:
             self._asked = True
             self._suspicious_until = self._clock.monotonic() + SUSPICION_SECONDS
+            self._quarantine.give_up()  # no suspect is alone among jobs that may still turn up
             raise
         failpoint("claim.committed")
         self._store_time.sample(batch.now_us, asked_at=asked_at)
@@ -169,7 +179,7 @@ class Claimer:
 
     async def _wait_for_reason(self) -> None:
         while not self._has_reason():
-            pause = self._until_next()
+            pause = self._quarantine.seconds_left if self._quarantine.is_closed else self._until_next()
             if self._suspicious_until is None:
                 await self._wakeup.wait(pause)
             else:
@@ -177,7 +187,6 @@ class Claimer:
                 self._asked = True  # to look for the jobs of the claim that was not answered
         if self._notified and not self._asked and self._woken_for_nothing:
             await self._clock.sleep(self._rng.uniform(0, HERD_SECONDS * self._woken_for_nothing / 5))
-        self._asked = self._notified = False
 
     def _has_reason(self) -> bool:
         if self._quarantine.may_take:

@@ -1,9 +1,16 @@
 """The store's time, known to a worker without asking."""
 
+from typing import NamedTuple
+
 from eventflow.clock import Clock
 
 DRIFT = 500e-6
 """How much faster this machine's clock may run than the store's: 500 ppm, what NTP would still correct."""
+
+
+class _Sample(NamedTuple):
+    now_us: int
+    arrived_at: float
 
 
 class StoreTime:
@@ -12,12 +19,14 @@ class StoreTime:
 
     A sample counts as taken when its reply arrived, which is after the store read its clock; from then on the
     bound grows with this machine's monotonic clock, a little slower.
+
+    The store's clock may be set back, or a failover lead to a server that is behind. The bound is right again with
+    the first sample read after that, however long it was on its way: until then nobody here can know.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._sample_us = 0
-        self._sampled_at = clock.monotonic()
+        self._latest: list[_Sample] = []  # each of them may be the one that the store's clock was read for last
 
     def sample(self, now_us: int, *, asked_at: float) -> None:
         """
@@ -25,20 +34,20 @@ class StoreTime:
 
         Args:
             now_us: The store's time.
-            asked_at: Monotonic seconds when the request was sent.
+            asked_at: Monotonic seconds when the request was sent, or before.
         """
-        arrived = self._clock.monotonic()
-        round_trip_us = (arrived - asked_at) * 1_000_000
-        # A reply that was long on its way gives a low bound; the one we have may be better. But a bound above
-        # what the store's clock can show by now means that it was set back: then the new sample holds.
-        if now_us <= self.bound_us() <= now_us + round_trip_us:
-            return
-        self._sample_us, self._sampled_at = now_us, arrived
+        # What had arrived by then was read before this one, and is out of date if the clock was set meanwhile. A
+        # better bound is not kept for being better: a slow reply, say after a reconnect, may hide a clock set back.
+        self._latest = [sample for sample in self._latest if sample.arrived_at > asked_at]
+        self._latest.append(_Sample(now_us, self._clock.monotonic()))
 
     def bound_us(self) -> int:
         """The store's time is at least this, in microseconds since the epoch."""
-        age = self._clock.monotonic() - self._sampled_at
-        return self._sample_us + int(age * (1 - DRIFT) * 1_000_000)
+        now = self._clock.monotonic()
+        return min(
+            (sample.now_us + int((now - sample.arrived_at) * (1 - DRIFT) * 1_000_000) for sample in self._latest),
+            default=0,
+        )
 
     def seconds_until(self, instant_us: int) -> float:
         """How long to wait until the bound reaches an instant; not positive: it has."""

@@ -16,8 +16,10 @@ CREATE INDEX job_parked_idx ON eventflow.job (parked, name, version, queue_id, l
 -- For rescue, which would otherwise read all that is running, and all that ran since an old snapshot.
 CREATE INDEX running_worker_idx ON eventflow.running (worker_id);
 
+-- Microseconds since the epoch. What is more than 10^12 seconds away, infinity too, counts as that: an integer holds
+-- it, and it is so far beyond Python's years that only the job concerned is refused.
 CREATE FUNCTION eventflow.microseconds(instant timestamptz) RETURNS bigint
-LANGUAGE sql STABLE RETURN (extract(epoch FROM instant) * 1000000)::bigint;
+LANGUAGE sql STABLE RETURN (greatest(least(extract(epoch FROM instant), 1e12), -1e12) * 1000000)::bigint;
 
 CREATE FUNCTION eventflow.instant(microseconds bigint) RETURNS timestamptz
 LANGUAGE sql STABLE RETURN timestamptz 'epoch' + microseconds * interval '1 microsecond';
@@ -34,12 +36,33 @@ BEGIN ATOMIC
     WHERE claim_ranges.queues IS NULL OR q.name = ANY (claim_ranges.queues);
 END;
 
--- The oldest transaction that is open in a snapshot, from a given one on; if there is none, the first not begun.
+-- Attempts that ended without success, with one more: the first 5 and the last 15 are kept.
+CREATE FUNCTION eventflow.add_attempt(past jsonb, attempt jsonb) RETURNS jsonb
+LANGUAGE sql IMMUTABLE
+RETURN CASE
+    WHEN jsonb_typeof(past) IS DISTINCT FROM 'array' THEN '[]'::jsonb  -- none, or what somebody wrote by hand
+    WHEN jsonb_array_length(past) < 20 THEN past
+    ELSE past - 5
+END || attempt;
+
+-- The oldest transaction that is open in a snapshot, from a given one on; if there is none, the first
+-- that had not ended.
 CREATE FUNCTION eventflow.oldest_open_xid(seen pg_snapshot, settled_xid bigint) RETURNS bigint
 LANGUAGE sql STABLE
 RETURN coalesce(
     (SELECT min(x.xid::text::bigint) FROM pg_snapshot_xip(seen) AS x (xid) WHERE x.xid::text::bigint >= settled_xid),
     pg_snapshot_xmax(seen)::text::bigint);
+
+-- A number that no transaction had when this was called, nor any before. A snapshot's xmax is not that: it is the first
+-- that had not ended. The locks that transactions hold on their own numbers tell of those beyond.
+CREATE FUNCTION eventflow.next_free_xid(seen pg_snapshot) RETURNS bigint
+LANGUAGE sql STABLE
+RETURN pg_snapshot_xmax(seen)::text::bigint + (
+    SELECT coalesce(max(ahead.by) + 1, 0) FROM pg_locks AS l CROSS JOIN LATERAL (
+        -- These have 32 bits, and begin again from 3 after the last.
+        SELECT (l.transactionid::text::bigint - pg_snapshot_xmax(seen)::text::bigint) & 4294967295 AS by
+    ) AS ahead
+    WHERE l.locktype = 'transactionid' AND ahead.by < 2147483648);
 
 -- Why a job with so many crashes is put aside: a suspect is claimed alone and runs alone. Null: it is not.
 CREATE FUNCTION eventflow.parked_after(crashes integer) RETURNS text
@@ -97,13 +120,16 @@ WITH me AS MATERIALIZED (
             FOR UPDATE SKIP LOCKED
         ) AS p WHERE claim_jobs.parked
         UNION ALL
-        SELECT s.id FROM known AS k CROSS JOIN LATERAL (
-            SELECT w.id FROM eventflow.job AS w
-            WHERE w.parked = 'suspect' AND w.name = k.name AND w.version = k.version
-              AND w.queue_id = r.queue_id AND w.lane = 0 AND w.priority = r.priority AND w.ready_at <= now
-            ORDER BY w.ready_at, w.id LIMIT 1
-            FOR UPDATE SKIP LOCKED
-        ) AS s WHERE claim_jobs.suspect
+        SELECT o.id FROM (
+            SELECT s.id FROM known AS k CROSS JOIN LATERAL (
+                SELECT w.id, w.ready_at FROM eventflow.job AS w
+                WHERE w.parked = 'suspect' AND w.name = k.name AND w.version = k.version
+                  AND w.queue_id = r.queue_id AND w.lane = 0 AND w.priority = r.priority AND w.ready_at <= now
+                ORDER BY w.ready_at, w.id LIMIT 1
+                FOR UPDATE SKIP LOCKED
+            ) AS s WHERE claim_jobs.suspect
+            ORDER BY s.ready_at, s.id LIMIT 1  -- of all names
+        ) AS o
         UNION ALL
         SELECT u.id FROM (
             SELECT w.id FROM eventflow.job AS w
@@ -154,8 +180,9 @@ WITH me AS MATERIALIZED (
     SELECT
         c.id, claim_jobs.worker_id, now, c.queue_id, c.lane, c.priority, c.due_at, c.ready_at, c.expires_at,
         c.created_at, c.name, c.version, c.payload, c.headers, c.tags, c.aggregate_id, c.key, c.batch_id, c.retry,
-        c.timeout_us, c.attempt + 1, c.crashes, c.claim_no + 1, c.past_attempts
+        c.timeout_us, least(c.attempt, 999999999) + 1, c.crashes, least(c.claim_no, 999999999) + 1, c.past_attempts
     FROM claimed AS c
+    ON CONFLICT (id) DO NOTHING  -- a client inserted the job again while it runs
     RETURNING m.*
 ), answer AS (
     SELECT m.*, look AND row_number() OVER (ORDER BY m.ready_at, m.id) = 1 AS looked
@@ -166,7 +193,7 @@ SELECT
     (SELECT eventflow.microseconds(later.ready_at) FROM later),
     CASE WHEN a.looked THEN pg_snapshot_xmin(pg_current_snapshot())::text::bigint END,
     CASE WHEN a.looked THEN eventflow.oldest_open_xid(pg_current_snapshot(), claim_jobs.settled_xid) END,
-    CASE WHEN a.looked THEN pg_snapshot_xmax(pg_current_snapshot())::text::bigint END,
+    CASE WHEN a.looked THEN eventflow.next_free_xid(pg_current_snapshot()) END,
     CASE WHEN a.looked THEN ARRAY(SELECT u.number FROM unclaimed AS u ORDER BY u.number) END,
     CASE WHEN a.looked THEN
         ARRAY(SELECT coalesce(eventflow.microseconds(u.ready_at), 0) FROM unclaimed AS u ORDER BY u.number)
@@ -182,7 +209,7 @@ $$;
 -- Returns one row: now_us, next_us (when the earliest claimable job of the next two seconds is ready, or null), open,
 -- server, blocked (among the first ready jobs are some it cannot run), parked (others put jobs aside that it can run),
 -- suspect_us (since when a job waits that must run alone, or null), my_turn (of the open workers of the same queues it
--- is this one's second); as with a claim looked_us (when), open_xid, oldest_xid, next_xid, left_ranges, left_us; then arrays: peers (other open workers' ids), beats, gone (their proven session is missing),
+-- is this one's second, or longer while a suspect waits); as with a claim looked_us (when), open_xid, oldest_xid, next_xid, left_ranges, left_us; then arrays: peers (other open workers' ids), beats, gone (their proven session is missing),
 -- and the signals to this worker.
 CREATE FUNCTION eventflow.tick_worker(
     worker_id uuid, queues text[], names text[], versions integer[], settled_xid bigint, bounds_us bigint[]
@@ -220,6 +247,10 @@ WITH known AS MATERIALIZED (
     ) AS p
     WHERE EXISTS (SELECT FROM eventflow.job AS w WHERE w.parked IS NOT NULL)
     GROUP BY p.parked
+), turn AS MATERIALIZED (
+    -- A worker may have to wait for its jobs to end before it takes a suspect: turns grow while one waits.
+    SELECT 2 ^ floor(log(2, greatest(1, extract(epoch FROM now - min(p.ready_at)) / 4))) AS seconds
+    FROM put_aside AS p WHERE p.parked = 'suspect'
 ), server AS MATERIALIZED (
     SELECT eventflow.microseconds(pg_postmaster_start_time())::text
         || '/' || (SELECT timeline_id FROM pg_control_checkpoint()) AS id
@@ -262,14 +293,14 @@ SELECT
     EXISTS (SELECT FROM put_aside AS p WHERE p.parked = 'unknown'),
     (SELECT eventflow.microseconds(p.ready_at) FROM put_aside AS p WHERE p.parked = 'suspect'),
     (
-        SELECT floor(extract(epoch FROM now))::bigint % greatest(count(*), 1)
+        SELECT floor(extract(epoch FROM now) / (SELECT turn.seconds FROM turn))::bigint % greatest(count(*), 1)
             = count(*) FILTER (WHERE c.id < tick_worker.worker_id)
         FROM crew AS c WHERE c.alike
     ),
     eventflow.microseconds(now),
     pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
     eventflow.oldest_open_xid(pg_current_snapshot(), tick_worker.settled_xid),
-    pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+    eventflow.next_free_xid(pg_current_snapshot()),
     ARRAY(SELECT u.number FROM unclaimed AS u ORDER BY u.number),
     ARRAY(SELECT coalesce(eventflow.microseconds(u.ready_at), 0) FROM unclaimed AS u ORDER BY u.number),
     ARRAY(SELECT peer.id::text FROM peer ORDER BY peer.id),
@@ -379,9 +410,9 @@ WITH given AS MATERIALIZED (
         e.id, days.expires_on, g.state, e.queue_id, e.priority, e.due_at, e.created_at, e.name, e.version, e.payload,
         e.headers, e.tags, e.aggregate_id, e.key, e.batch_id, e.attempt, e.crashes, e.claim_no,
         CASE WHEN g.error IS NULL THEN e.past_attempts ELSE
-            coalesce(e.past_attempts, '[]') || jsonb_build_object(
+            eventflow.add_attempt(e.past_attempts, jsonb_build_object(
                 'attempt', e.attempt, 'worker', e.worker_id, 'started_at', eventflow.instant(g.started_us),
-                'ended_at', statement_timestamp(), 'outcome', g.state, 'error', g.error::jsonb)
+                'ended_at', statement_timestamp(), 'outcome', g.state, 'error', g.error::jsonb))
         END,
         e.worker_id, eventflow.instant(g.started_us), statement_timestamp()
     FROM ended AS e JOIN given AS g USING (id) JOIN days USING (retention_days)
@@ -434,6 +465,7 @@ WITH given AS MATERIALIZED (
         e.crashes, e.claim_no, e.past_attempts, e.worker_id, statement_timestamp()
     FROM ended AS e JOIN answered AS a ON a.job_id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
     WHERE eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
+    ON CONFLICT (id, expires_on) DO NOTHING  -- a client used the id of a job that ended today for another
 ), timed AS (
     SELECT e.*, g.delay_us, g.refund, g.started_us, g.error, clock_timestamp() AS now,
         coalesce(eventflow.instant(g.at_us), e.due_at) AS next_due_at
@@ -452,12 +484,13 @@ WITH given AS MATERIALIZED (
         t.expires_at, t.created_at, t.name, t.version, t.payload, t.headers, t.tags, t.aggregate_id, t.key,
         t.batch_id, t.retry, t.timeout_us, t.attempt - t.refund, t.crashes, t.claim_no,
         CASE WHEN t.error IS NULL THEN t.past_attempts ELSE
-            coalesce(t.past_attempts, '[]') || jsonb_build_object(
+            eventflow.add_attempt(t.past_attempts, jsonb_build_object(
                 'attempt', t.attempt, 'worker', t.worker_id, 'started_at', eventflow.instant(t.started_us),
-                'ended_at', t.now, 'outcome', 'retry', 'error', t.error::jsonb)
+                'ended_at', t.now, 'outcome', 'retry', 'error', t.error::jsonb))
         END,
         eventflow.parked_after(t.crashes)
     FROM timed AS t
+    ON CONFLICT (id) DO NOTHING  -- a client inserted the claimed job again: that one waits
 )
 SELECT e.id FROM ended AS e;
 END
@@ -493,11 +526,14 @@ WITH given AS MATERIALIZED (
         e.id, statement_timestamp(), g.reason, g.error::json, e.queue_id, e.lane, e.priority, e.due_at, e.created_at,
         e.name, e.version, e.payload, e.headers, e.tags, e.aggregate_id, e.key, e.batch_id, e.retry, e.timeout_us,
         e.attempt, e.crashes, e.claim_no,
-        coalesce(e.past_attempts, '[]') || jsonb_build_object(
-            'attempt', e.attempt, 'worker', e.worker_id, 'started_at', eventflow.instant(g.started_us),
-            'ended_at', statement_timestamp(), 'outcome', 'dead', 'error', g.error::jsonb),
+        CASE WHEN g.reason = 'refused_by_store' THEN e.past_attempts ELSE  -- which may be what it refused
+            eventflow.add_attempt(e.past_attempts, jsonb_build_object(
+                'attempt', e.attempt, 'worker', e.worker_id, 'started_at', eventflow.instant(g.started_us),
+                'ended_at', statement_timestamp(), 'outcome', 'dead', 'error', g.error::jsonb))
+        END,
         e.worker_id
     FROM ended AS e JOIN given AS g USING (id)
+    ON CONFLICT (id) DO NOTHING  -- a client used the id of a dead letter for another job
 ), answered AS (
     DELETE FROM eventflow.signal AS s
     WHERE s.worker_id = bury_jobs.worker_id AND s.job_id IN (SELECT e.id FROM ended AS e)
@@ -533,12 +569,13 @@ WITH ended AS (
         e.crashes, e.claim_no, e.past_attempts, e.worker_id, statement_timestamp()
     FROM ended AS e JOIN answered AS a ON a.job_id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
     WHERE eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
+    ON CONFLICT (id, expires_on) DO NOTHING  -- a client used the id of a job that ended today for another
 ), counted AS MATERIALIZED (
-    SELECT e.*, e.crashes + release_claims.crashed::integer AS deaths,
+    SELECT e.*, least(e.crashes, 999999999) + release_claims.crashed::integer AS deaths,
         CASE WHEN NOT release_claims.crashed THEN e.past_attempts ELSE
-            coalesce(e.past_attempts, '[]') || jsonb_build_object(
+            eventflow.add_attempt(e.past_attempts, jsonb_build_object(
                 'attempt', e.attempt, 'worker', e.worker_id, 'started_at', e.claimed_at,
-                'ended_at', clock_timestamp(), 'outcome', 'worker_died', 'error', NULL)
+                'ended_at', clock_timestamp(), 'outcome', 'worker_died', 'error', NULL))
         END AS attempts
     FROM ended AS e
     WHERE NOT EXISTS (
@@ -557,6 +594,7 @@ WITH ended AS (
         c.aggregate_id, c.key, c.batch_id, c.retry, c.timeout_us, c.attempt, c.deaths, c.claim_no, c.attempts,
         c.worker_id
     FROM counted AS c WHERE release_claims.crashed AND c.deaths >= 5
+    ON CONFLICT (id) DO NOTHING
 ), waiting AS (
     INSERT INTO eventflow.job (
         id, queue_id, lane, priority, due_at, ready_at, expires_at, created_at, name, version, payload, headers, tags,
@@ -565,8 +603,9 @@ WITH ended AS (
     SELECT
         c.id, c.queue_id, c.lane, c.priority, c.due_at, greatest(c.due_at, clock_timestamp()), c.expires_at,
         c.created_at, c.name, c.version, c.payload, c.headers, c.tags, c.aggregate_id, c.key, c.batch_id, c.retry,
-        c.timeout_us, c.attempt - 1, c.deaths, c.claim_no, c.attempts, eventflow.parked_after(c.deaths)
+        c.timeout_us, greatest(c.attempt - 1, 0), c.deaths, c.claim_no, c.attempts, eventflow.parked_after(c.deaths)
     FROM counted AS c WHERE NOT (release_claims.crashed AND c.deaths >= 5)
+    ON CONFLICT (id) DO NOTHING  -- a client inserted the claimed job again: that one waits
 )
 SELECT count(*) INTO released FROM ended;
 RETURN released;
@@ -609,7 +648,7 @@ BEGIN
         SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc AS p
         WHERE p.pronamespace = 'eventflow'::pg_catalog.regnamespace AND p.proname IN (
             'claim_jobs', 'tick_worker', 'park_unknown_jobs', 'sweep_jobs', 'complete_jobs', 'return_jobs', 'bury_jobs',
-            'release_claims', 'microseconds', 'instant', 'claim_ranges', 'oldest_open_xid', 'parked_after')
+            'release_claims', 'microseconds', 'instant', 'claim_ranges', 'add_attempt', 'oldest_open_xid', 'next_free_xid', 'parked_after')
     LOOP
         EXECUTE pg_catalog.format('ALTER FUNCTION %s OWNER TO eventflow_owner', made);
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made);

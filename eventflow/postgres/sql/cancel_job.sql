@@ -15,6 +15,7 @@ WITH cancelled AS (
         statement_timestamp()
     FROM cancelled
     WHERE eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
+    ON CONFLICT (id, expires_on) DO NOTHING  -- a client used the id of a job that ended today for another
 ), requested AS (
     INSERT INTO eventflow.signal (worker_id, job_id, claim_no, kind)
     SELECT r.worker_id, r.id, r.claim_no, 'cancel'

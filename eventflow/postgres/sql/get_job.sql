@@ -1,18 +1,16 @@
 -- Look one job up, wherever it is.
 --   $1 id uuid
--- Returns id, state, name, version, queue, priority, due_us, created_us, ready_us, payload, headers, tags,
--- aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, started_us, ended_us, parked,
--- reason, error.
+-- Returns id, state, name, version, queue, priority, due_s, created_s, ready_s, payload, headers, tags,
+-- aggregate_id, key, attempt, crashes, claim_no, past_attempts, worker_id, started_s, ended_s, parked, reason, error.
+-- Instants are numeric seconds since the epoch: integers would fail at infinity, and all rows with that one.
 -- Walks the tables' primary keys.
 SELECT
     f.id, f.state, f.name, f.version, q.name AS queue, f.priority,
-    (extract(epoch FROM f.due_at) * 1000000)::bigint AS due_us,
-    (extract(epoch FROM f.created_at) * 1000000)::bigint AS created_us,
-    (extract(epoch FROM f.ready_at) * 1000000)::bigint AS ready_us,
+    extract(epoch FROM f.due_at) AS due_s, extract(epoch FROM f.created_at) AS created_s,
+    extract(epoch FROM f.ready_at) AS ready_s,
     f.payload::text AS payload, f.headers::text AS headers, f.tags, f.aggregate_id, f.key, f.attempt, f.crashes,
     f.claim_no, f.past_attempts::text AS past_attempts, f.worker_id,
-    (extract(epoch FROM f.started_at) * 1000000)::bigint AS started_us,
-    (extract(epoch FROM f.ended_at) * 1000000)::bigint AS ended_us,
+    extract(epoch FROM f.started_at) AS started_s, extract(epoch FROM f.ended_at) AS ended_s,
     f.parked, f.reason, f.error::text AS error
 FROM eventflow.any_job AS f LEFT JOIN eventflow.queue AS q ON q.id = f.queue_id
 WHERE f.id = $1;

@@ -3,8 +3,8 @@
 -- Returns the columns of claim_jobs that describe a job.
 SELECT
     id, claim_no, attempt, crashes,
-    (extract(epoch FROM due_at) * 1000000)::bigint AS due_us,
-    (extract(epoch FROM ready_at) * 1000000)::bigint AS ready_us,
+    eventflow.microseconds(due_at) AS due_us,
+    eventflow.microseconds(ready_at) AS ready_us,
     name, version, payload::text AS payload, headers::text AS headers, retry::text AS retry, timeout_us
 FROM eventflow.running
 WHERE worker_id = $1 AND id <> ALL ($2::uuid[])
