@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
+import anyio
 import svcs
 
 from eventflow.errors import ServiceNotFoundError
 
 T = TypeVar("T")
+
+CLOSE_SECONDS = 3.0
+"""How long the services of a run that failed or was cancelled may take to close."""
 
 
 class Services:
@@ -74,6 +78,12 @@ class ServiceScope:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        if self._opened is not None:
-            await self._opened.aclose()
+    async def __aexit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        if self._opened is None:
+            return
+        try:
+            if error_type is None:
+                await self._opened.aclose()
+        finally:  # a cancellation must not keep services open; of those that are closed, nothing is left to do
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                await self._opened.aclose()

@@ -15,6 +15,8 @@ log = logging.getLogger("eventflow.supervision")
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
 """A database that is back is found again within this and one connection attempt."""
+SETTLED_SECONDS = 30.0
+"""A step that failed after so long had been working; no attempt takes as long."""
 
 
 class Supervisor:
@@ -40,11 +42,14 @@ class Supervisor:
         """
         failures = 0
         while True:
+            began_at = self._clock.monotonic()
             try:
                 await step()
             except self._fatal:
                 raise
             except Exception as exc:
+                if self._clock.monotonic() - began_at >= SETTLED_SECONDS:
+                    failures = 0  # it had worked, as one that listens does until it fails: another outage
                 if failures == 0:
                     log.warning("service.failed", extra={"service": name, "error": repr(exc)}, exc_info=exc)
                 failures += 1

@@ -1,7 +1,8 @@
 """
 A real Postgres for tests: one server for the run, a database for each test.
 
-By default the embedded server; ``EVENTFLOW_TEST_POSTGRES=<address of a superuser>`` names another.
+By default the embedded server; ``EVENTFLOW_TEST_POSTGRES=<address of a superuser>`` names another, and
+``EVENTFLOW_TEST_POSTGRES=testcontainers`` starts one of the image ``EVENTFLOW_TEST_IMAGE``.
 Applications connect with least privilege: ``dsn`` is a worker's, and only ``admin_dsn`` is a superuser's.
 """
 
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from eventflow.devdb import EmbeddedPostgres, cached_template
+from tests.support.containers import postgres_container
 from tests.support.postgres import Database, PostgresServer
 from tests.support.transitions import Transitions
 
@@ -34,6 +36,10 @@ def postgres() -> Generator[PostgresServer]:
 @contextmanager
 def _address() -> Generator[str]:
     given = os.environ.get("EVENTFLOW_TEST_POSTGRES")
+    if given == "testcontainers":
+        with postgres_container({**SERVER_SETTINGS, "fsync": "off"}) as container:
+            yield container.get_connection_url()
+        return
     if given:
         yield given
         return

@@ -6,7 +6,12 @@ from eventflow.errors import EventFlowError
 
 
 class ExitCode(IntEnum):
-    """Exit codes of all commands. A process ended at once by a second signal exits with 128 and its number."""
+    """
+    Exit codes of all commands.
+
+    A process ended at once by a second signal exits with 128 and its number. So it looks to a shell if the first
+    signal comes before Python listens: nothing has begun then.
+    """
 
     DONE = 0
     FAILED = 1

@@ -29,8 +29,8 @@ from eventflow.jobs import WorkerSettings
 log = logging.getLogger("eventflow.cli")
 
 DEFAULTS = WorkerSettings()
-LONGEST_PAUSE_SECONDS = 2.0
-"""Between two attempts to reach a database that is away."""
+LONGEST_PAUSE_SECONDS = 1.0
+"""Between two attempts to reach a database that is away: it is found again within this and one attempt."""
 
 _STOPPING = Group("Stopping", sort_key=20)
 _TIMING = Group("Timing (seconds)", sort_key=30)

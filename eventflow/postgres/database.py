@@ -11,9 +11,10 @@ import asyncpg
 
 from eventflow.clock import Clock
 from eventflow.jobs import JobEncoder
-from eventflow.postgres.connection import CONNECT_SECONDS, Connect, Lane, connector
+from eventflow.postgres.connection import CONNECT_SECONDS, Connector, Lane, connector
 from eventflow.postgres.job_store import NOTIFY_WITHIN_US, PostgresJobStore
 from eventflow.postgres.notifier import Notifier
+from eventflow.postgres.pooler import Dialer
 from eventflow.postgres.presence import PostgresPresence
 from eventflow.postgres.scheduler import PostgresJobScheduler
 from eventflow.postgres.statements import DEFAULT_SCHEMA, check_schema
@@ -36,7 +37,7 @@ class PostgresDatabase:
     """
 
     def __init__(
-        self, pool: Pool, connect: Connect, listen: Connect, *, schema: str, clock: Clock, rng: Random
+        self, pool: Pool, connect: Connector, listen: Connector, *, schema: str, clock: Clock, rng: Random
     ) -> None:
         self._pool = pool
         self._connect = connect
@@ -71,7 +72,7 @@ class PostgresDatabase:
             schema: Where the tables are.
             listen_dsn: For LISTEN, if *dsn* leads through a pooler in transaction mode.
             pool_size: Most connections that ``transaction()`` uses at once.
-            options: Further arguments of ``asyncpg.connect``, such as ``statement_cache_size=0`` for a pooler.
+            options: Further arguments of ``asyncpg.connect``.
 
         Raises:
             DatabaseUnavailableError: the database cannot be reached.
@@ -80,6 +81,7 @@ class PostgresDatabase:
         check_schema(schema)
         pool = asyncpg.create_pool(
             dsn,
+            connect=Dialer("transactions"),
             min_size=0,
             max_size=pool_size,
             server_settings={"application_name": f"eventflow transactions {os.getpid()}"},
@@ -97,9 +99,11 @@ class PostgresDatabase:
                 yield database
                 group.cancel_scope.cancel()
         finally:
-            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                await database._close()
-            pool.terminate()
+            try:
+                with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                    await database._close()
+            finally:
+                database._terminate()
 
     def scheduler(self, encoder: JobEncoder) -> PostgresJobScheduler:
         """The scheduler for jobs and commands that *encoder* knows."""
@@ -136,4 +140,10 @@ class PostgresDatabase:
     async def _close(self) -> None:
         await self._notifying.close()
         await self.store.close()
-        await self._pool.close()
+        if not self._connect.silent:
+            await self._pool.close()
+
+    def _terminate(self) -> None:
+        self._notifying.terminate()
+        self.store.terminate()
+        self._pool.terminate()

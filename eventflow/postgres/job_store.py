@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 
+import anyio
 import asyncpg
 
 from eventflow.errors import CommitUnknownError, DatabaseUnavailableError, LeaseLostError, LockBusyError
@@ -25,7 +26,7 @@ from eventflow.jobs import (
     WorkerRecord,
 )
 from eventflow.postgres.bounds import LowerBounds
-from eventflow.postgres.connection import AnyConnection, Connect, Connection, Lane
+from eventflow.postgres.connection import STATEMENT_SECONDS, AnyConnection, Connection, Connector, Lane
 from eventflow.postgres.group_insert import GroupInsert
 from eventflow.postgres.migrator import check_version
 from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_row, insert_arguments, job_record
@@ -33,10 +34,16 @@ from eventflow.postgres.statements import statement
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
 from eventflow.scheduling import Due
 
-COPY_FROM = 300
-"""Jobs from which on COPY is faster than arrays."""
 log = logging.getLogger("eventflow.postgres")
 
+COPY_FROM = 300
+"""Jobs from which on COPY is faster than arrays."""
+COPY_BYTES_PER_SECOND = 1_000_000
+"""What the slowest network carries: COPY may take that much longer than another statement."""
+INSERT_IDLE_SECONDS = 1.0
+"""An insert that was sent into a dead connection may have arrived, for all its caller can know: so try it out first."""
+LOOKUP_SECONDS = 2.0
+"""How long to look for the jobs of an insert whose answer was lost; its caller waits."""
 MOVES = 3
 """How often to look for a job that was not found: it may have moved between the tables meanwhile."""
 RESCUE_LOCK = "SET LOCAL lock_timeout = '200ms'"
@@ -62,7 +69,7 @@ class PostgresJobStore:
 
     def __init__(
         self,
-        connect: Connect,
+        connect: Connector,
         schema: str,
         *,
         wake: Callable[[], None] = lambda: None,
@@ -72,7 +79,7 @@ class PostgresJobStore:
         self._schema = schema
         self._wake = wake
         self._signal = signal
-        self._inserting = Lane(connect, schema)
+        self._inserting = Lane(connect, schema, idle=INSERT_IDLE_SECONDS)
         self._claiming = Lane(connect, schema)
         self._settling = Lane(connect, schema)
         self._looking = Lane(connect, schema)
@@ -83,8 +90,16 @@ class PostgresJobStore:
 
     async def close(self) -> None:
         """Close the connections."""
-        for lane in (self._inserting, self._looking, self._claiming, self._settling, self._watching):
+        for lane in self._lanes():
             await lane.close()
+
+    def terminate(self) -> None:
+        """Drop those that are left."""
+        for lane in self._lanes():
+            lane.terminate()
+
+    def _lanes(self) -> Sequence[Lane]:
+        return self._inserting, self._looking, self._claiming, self._settling, self._watching
 
     async def check_version(self) -> None:
         """Raise :class:`SchemaVersionError` unless tables and code fit."""
@@ -148,7 +163,7 @@ class PostgresJobStore:
                 schema_name=self._schema,
                 columns=COPY_COLUMNS,
                 records=(copy_row(job, queue_ids[job.queue], now_us) for job in jobs),
-                timeout=600,
+                timeout=STATEMENT_SECONDS + sum(len(job.payload) + 1000 for job in jobs) / COPY_BYTES_PER_SECOND,
             )
         return min(d.at_us - now_us if d.at_us is not None else d.delay_us or 0 for d in (job.due for job in jobs))
 
@@ -160,11 +175,13 @@ class PostgresJobStore:
 
     async def _exist(self, jobs: Sequence[NewJob]) -> bool:
         """Whether an insert whose answer was lost was committed; false if it cannot be told."""
-        try:
-            rows = await self._inserting.fetch(self._sql("select_existing_jobs"), [job.id.uuid for job in jobs])
-        except DatabaseUnavailableError:
-            return False
-        return bool(rows)
+        with anyio.move_on_after(LOOKUP_SECONDS):
+            try:
+                rows = await self._inserting.fetch(self._sql("select_existing_jobs"), [job.id.uuid for job in jobs])
+            except DatabaseUnavailableError:
+                return False
+            return bool(rows)
+        return False
 
     async def cancel(self, job_id: JobId) -> CancelOutcome:
         for _ in range(MOVES):

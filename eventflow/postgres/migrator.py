@@ -8,6 +8,7 @@ import msgspec
 from eventflow.errors import SchemaVersionError
 from eventflow.postgres.connection import Connection
 from eventflow.postgres.statements import DEFAULT_SCHEMA, check_schema, load_sql, statement
+from eventflow.postgres.transactions import roll_back
 from eventflow.postgres.translation import DRIVER_ERRORS, translate
 
 log = logging.getLogger("eventflow.postgres")
@@ -59,29 +60,41 @@ async def migrate(connection: Connection, schema: str = DEFAULT_SCHEMA) -> list[
     """
     Apply what is missing, in one transaction; returns what was applied.
 
-    Two at the same time wait for each other. Safe to repeat.
+    Two at the same time wait for each other. Safe to repeat. If it is cancelled, nothing stays locked; the connection
+    may be closed for that.
 
     Raises:
         SchemaVersionError: the tables are newer than this code.
         DatabaseError: a statement was refused; nothing was changed.
     """
+    scope = connection.transaction()
     try:
-        async with connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"{schema}.migrate")
-            found = await applied_version(connection, schema)
-            if found is not None and found > latest_version():
-                raise SchemaVersionError(schema, found, latest_version())
-            missing = [migration for migration in migrations(schema) if migration.version > (found or 0)]
-            for migration in missing:
-                await connection.execute(migration.sql, timeout=600)
-                await connection.execute(
-                    f"INSERT INTO {check_schema(schema)}.migration (version, name) VALUES ($1, $2)",  # noqa: S608 - a checked name
-                    migration.version,
-                    migration.name,
-                )
-                log.info("migration.applied", extra={"version": migration.version, "schema": schema})
-    except DRIVER_ERRORS as exc:
-        raise translate(exc, schema) from exc
+        await scope.start()
+        applied = await _apply_missing(connection, schema)
+        await scope.commit()
+    except BaseException as exc:
+        await roll_back(connection, scope)
+        if isinstance(exc, DRIVER_ERRORS):
+            raise translate(exc, schema) from exc
+        raise
+    for migration in applied:
+        log.info("migration.applied", extra={"version": migration.version, "schema": schema})
+    return applied
+
+
+async def _apply_missing(connection: Connection, schema: str) -> list[Migration]:
+    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"{schema}.migrate")
+    found = await applied_version(connection, schema)
+    if found is not None and found > latest_version():
+        raise SchemaVersionError(schema, found, latest_version())
+    missing = [migration for migration in migrations(schema) if migration.version > (found or 0)]
+    for migration in missing:
+        await connection.execute(migration.sql, timeout=600)
+        await connection.execute(
+            f"INSERT INTO {check_schema(schema)}.migration (version, name) VALUES ($1, $2)",  # noqa: S608 - a checked name
+            migration.version,
+            migration.name,
+        )
     return missing
 
 

@@ -10,18 +10,25 @@ import anyio
 import anyio.to_thread
 
 from eventflow.clock import Clock
-from eventflow.errors import DatabaseError
+from eventflow.errors import DatabaseError, DatabaseUnavailableError
 from eventflow.jobs import WorkerRecord
 from eventflow.jobs.worker import Heartbeat, Lease, Wake
-from eventflow.postgres.connection import Connect, Lane
+from eventflow.postgres.connection import Connector, Lane
 from eventflow.postgres.job_store import PostgresJobStore
 from eventflow.postgres.listener import Listener
 from eventflow.supervision import Supervisor, background_tasks
 
 log = logging.getLogger("eventflow.postgres")
 
+FIRST_PROOF_SECONDS = 0.5
+"""A worker claims nothing before others can see its session, for at most so long: if it died before that, they would
+only miss its beats. Behind a pooler there is nothing to see."""
 CLOSE_SECONDS = 2.0
 """How long closing a worker may take; if it fails, others find it dead and do it."""
+ANSWER_SECONDS = 0.5
+"""How long a database that has been answering may take to answer before all that."""
+DOUBTED_SECONDS = 0.2
+"""The same for one that has not."""
 
 
 class PostgresPresence:
@@ -39,8 +46,8 @@ class PostgresPresence:
 
     def __init__(
         self,
-        connect: Connect,
-        connect_listener: Connect,
+        connect: Connector,
+        connect_listener: Connector,
         schema: str,
         *,
         heartbeat_interval: float,
@@ -83,7 +90,7 @@ class _PresenceThread:
         )
 
     async def ready(self) -> Lease:
-        """In the worker's loop: wait until the worker is registered."""
+        """In the worker's loop: wait until the worker is registered, and can be seen to be there."""
         await self._registered.wait()
         return self._heartbeat
 
@@ -96,8 +103,8 @@ class _PresenceThread:
 
     async def _attend(self) -> None:
         presence = self._presence
-        stop, loop = anyio.Event(), asyncio.get_running_loop()
-        self._stop_thread = lambda: loop.call_soon_threadsafe(stop.set)
+        loop, scope = asyncio.get_running_loop(), anyio.CancelScope()
+        self._stop_thread = lambda: loop.call_soon_threadsafe(scope.cancel)
         if self._stopping:  # before this thread could be told
             return
         beating = Lane(presence.connect, presence.schema)
@@ -117,24 +124,27 @@ class _PresenceThread:
         )
         opened = False
         try:
-            await store.open_worker(self._worker)
-            opened = True
-            async with background_tasks() as group:
-                supervisor = Supervisor(presence.clock, presence.rng)
-                group.start_soon(supervisor.repeat, "beat", heartbeat.beat_step)
-                group.start_soon(supervisor.repeat, "listen", lambda: listener.listen_step(heartbeat))
-                self._in_main_loop(self._registered.set)
-                await stop.wait()
-                group.cancel_scope.cancel()
+            with scope:
+                await store.open_worker(self._worker)
+                opened = True
+                async with background_tasks() as group:
+                    supervisor = Supervisor(presence.clock, presence.rng)
+                    group.start_soon(supervisor.repeat, "beat", heartbeat.beat_step)
+                    group.start_soon(supervisor.repeat, "listen", lambda: listener.listen_step(heartbeat))
+                    with presence.clock.deadline(FIRST_PROOF_SECONDS):
+                        await listener.tried.wait()
+                    self._in_main_loop(self._registered.set)
         finally:
             self._stop_thread = None
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 if opened:
-                    await self._close(store)
+                    await self._close(store, beating)
                 await store.close()
 
-    async def _close(self, store: PostgresJobStore) -> None:
+    async def _close(self, store: PostgresJobStore, beating: Lane) -> None:
         try:
+            if not await beating.answers(DOUBTED_SECONDS if self._presence.connect.silent else ANSWER_SECONDS):
+                raise DatabaseUnavailableError("it does not answer")
             await store.close_worker(self._worker.id)
         except DatabaseError as exc:
             log.warning("worker.not_closed", extra={"worker_id": self._worker.id, "error": str(exc)})

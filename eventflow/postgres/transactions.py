@@ -10,6 +10,7 @@ from asyncpg.transaction import Transaction as DriverTransaction
 
 from eventflow.errors import CommitUnknownError
 from eventflow.ids import JobId
+from eventflow.postgres.connection import AnyConnection
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
 
 PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -72,14 +73,11 @@ class Transactions:
         try:
             self._open[id(connection)] = transaction
             scope = connection.transaction()
-            try:
-                await scope.start()
-            except DRIVER_ERRORS as exc:
-                raise translate(exc, self._schema) from exc
+            await self._start(connection, scope)
             try:
                 yield connection
             except BaseException:
-                await self._roll_back(connection, scope)
+                await roll_back(connection, scope)
                 raise
             await self._commit(connection, scope, transaction)
         finally:
@@ -90,11 +88,14 @@ class Transactions:
         if transaction.soonest_us is not None:
             self._committed(transaction.soonest_us)
 
-    async def _roll_back(self, connection: PooledConnection, scope: DriverTransaction) -> None:
-        if connection.is_closed():
-            return
-        with anyio.move_on_after(END_SECONDS, shield=True), suppress(*DRIVER_ERRORS):  # the server does it anyway
-            await scope.rollback()
+    async def _start(self, connection: PooledConnection, scope: DriverTransaction) -> None:
+        try:
+            await scope.start()
+        except BaseException as exc:
+            await roll_back(connection, scope)
+            if isinstance(exc, DRIVER_ERRORS):
+                raise translate(exc, self._schema) from exc
+            raise
 
     async def _commit(self, connection: PooledConnection, scope: DriverTransaction, transaction: Transaction) -> None:
         if transaction.ids:
@@ -112,7 +113,24 @@ class Transactions:
         try:
             await connection.execute("SELECT")
         except BaseException as exc:
-            await self._roll_back(connection, scope)
+            await roll_back(connection, scope)
             if isinstance(exc, DRIVER_ERRORS):
                 raise translate(exc, self._schema) from exc
             raise
+
+
+async def roll_back(connection: AnyConnection, scope: DriverTransaction) -> None:
+    """
+    End a transaction whose block was left by an exception, within a bounded time, also when cancelled.
+
+    If that fails, or nobody knows whether it has begun, the connection is dropped: then the server does it.
+    """
+    undone = False
+    try:
+        with anyio.move_on_after(END_SECONDS, shield=True), suppress(*DRIVER_ERRORS):
+            await scope.rollback()
+            undone = True
+    finally:
+        if not undone:
+            with suppress(asyncpg.InterfaceError):  # the pool has dropped it already
+                connection.terminate()

@@ -1,5 +1,6 @@
 """The connection breaks after the server has committed and before it could say so."""
 
+import threading
 from contextlib import suppress
 
 import anyio.lowlevel
@@ -20,7 +21,7 @@ from eventflow import (
 from eventflow.postgres import Connection
 from tests.support.proxy import Proxy
 from tests.support.transitions import Transitions
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until
 
 HORIZON = int(WorkerSettings().claim_ahead * 1_000_000).to_bytes(8, "big")
 """An argument that only a claim has."""
@@ -42,6 +43,27 @@ class Opener(Job):
 
     async def execute(self, context: JobContext) -> None:
         await anyio.lowlevel.checkpoint()
+
+
+@flow.job
+class SendTwice(Job):
+    """Sends again by a follow-up."""
+
+    to: str
+
+    async def execute(self, context: JobContext) -> None:
+        context.schedule(Send(to=self.to))
+
+
+@flow.job
+class Wait(Job):
+    """Runs until it is let go."""
+
+    async def execute(self, context: JobContext) -> None:
+        await until(let_go.is_set)
+
+
+let_go = threading.Event()
 
 
 async def _count(admin_dsn: str) -> int:
@@ -109,6 +131,32 @@ async def test_schedule_finds_out_that_it_was_committed(dsn: str, admin_dsn: str
         assert await _count(admin_dsn) == 1
 
 
+async def test_bulk_finds_out_that_it_was_committed(dsn: str, admin_dsn: str) -> None:
+    """The same for many jobs, which are copied."""
+    proxy = Proxy(dsn)
+    async with proxy.serve() as address, flow.open(address) as app:
+        await app.jobs.schedule(Opener())
+        proxy.cut_after(b"the last of many")
+        await app.jobs.schedule_many([*[Send(to="me")] * 299, Send(to="the last of many")])
+        assert proxy.cuts == 1
+        assert await _count(admin_dsn) == 300
+
+
+async def test_insert_that_may_still_arrive_is_not_said_to_have_failed(dsn: str, admin_dsn: str) -> None:
+    """It is not there when it is looked up, and comes later: "nothing was written" would have been a lie."""
+    proxy = Proxy(dsn)
+    async with proxy.serve() as address, flow.open(address) as app:
+        await app.jobs.schedule(Opener())
+        proxy.cut_before(b"somebody in particular")
+        with pytest.raises(CommitUnknownError) as raised:
+            await app.jobs.schedule(Send(to="somebody in particular"))
+        assert await _count(admin_dsn) == 0
+        await proxy.deliver()
+        [job_id] = raised.value.ids
+        await eventually(lambda: app.jobs.get(JobId(job_id)))
+        assert await _count(admin_dsn) == 1
+
+
 async def test_claim_without_an_answer_is_adopted(dsn: str, transitions: Transitions) -> None:
     """Its jobs are this worker's: it finds and runs them, once."""
     proxy = Proxy(dsn)
@@ -133,6 +181,96 @@ async def test_completion_without_an_answer_is_repeated_and_changes_nothing(dsn:
         await eventually(lambda: _succeeded(producer, job_id))
         assert proxy.cuts == 1
         assert await transitions.states(job_id) == ["waiting", "running", "succeeded"]
+
+
+async def test_claim_that_arrives_late_is_adopted(dsn: str, admin_dsn: str, transitions: Transitions) -> None:
+    """Its sender has long sent another: what it takes is that worker's all the same, and runs once."""
+    proxy = Proxy(dsn)
+    async with flow.open(dsn) as producer, proxy.serve() as address, flow.open(address) as app, app.worker():
+        opener = await producer.jobs.schedule(Opener())
+        await eventually(lambda: _succeeded(producer, opener))
+        proxy.cut_before(HORIZON)
+        first = await producer.jobs.schedule(Send(to="me"))
+        await eventually(lambda: _succeeded(producer, first))
+        assert proxy.cuts == 1
+        second = await _schedule_in_silence(admin_dsn)
+        await proxy.deliver()
+        await eventually(lambda: _succeeded(producer, second))
+        for job_id in (first, second):
+            assert await transitions.states(job_id) == ["waiting", "running", "succeeded"]
+
+
+async def _schedule_in_silence(admin_dsn: str) -> JobId:
+    """A job that nobody announces, so that the next claim to arrive is most likely the late one."""
+    admin: Connection = await asyncpg.connect(admin_dsn)
+    try:
+        job_id = await admin.fetchval("SELECT eventflow.schedule_job('Send', 1, '{\"to\": \"me\"}')")
+    finally:
+        await admin.close()
+    return JobId.of(str(job_id))
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["answer lost", "commit lost"])
+async def test_completion_with_follow_ups_is_one_whatever_comes_of_its_commit(
+    arrives: bool,
+    dsn: str,
+    transitions: Transitions,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Committed or not, and locked by a session that never hears that its client is gone: it ended once, with one."""
+    monkeypatch.setattr(
+        "eventflow.postgres.connection.ABANDONED", "set_config('idle_in_transaction_session_timeout', '1s', false)"
+    )
+    proxy = Proxy(dsn)
+    async with flow.open(dsn) as producer, proxy.serve() as address, flow.open(address) as app, app.worker():
+        opener = await producer.jobs.schedule(Opener())
+        await eventually(lambda: _succeeded(producer, opener))
+        if arrives:
+            proxy.cut_after(b"COMMIT")
+        else:
+            proxy.cut_before(b"COMMIT")
+        job_id = await producer.jobs.schedule(SendTwice(to="me"))
+        await eventually(lambda: _succeeded(producer, job_id))
+        assert proxy.cuts == 1
+        if arrives:
+            await until(lambda: "claim.end_unknown" in caplog.messages)  # it was sent again
+        await proxy.deliver()
+        [follow_up] = await eventually(lambda: producer.jobs.find(name="Send", state=JobState.SUCCEEDED))
+        for once in (job_id, follow_up.id):
+            assert await transitions.states(once) == ["waiting", "running", "succeeded"]
+        assert len(await producer.jobs.find(name="Send")) == 1
+
+
+async def test_beat_without_an_answer_is_repeated_and_changes_nothing(
+    dsn: str, admin_dsn: str, transitions: Transitions
+) -> None:
+    """The worker stays who it is, and keeps its job."""
+    proxy = Proxy(dsn)
+    settings = WorkerSettings(heartbeat_interval=0.1)
+    let_go.clear()
+    async with flow.open(dsn) as producer, proxy.serve() as address, flow.open(address) as app, app.worker(settings):
+        job_id = await producer.jobs.schedule(Wait())
+        before = await eventually(lambda: _beats_with_session(admin_dsn))
+        proxy.cut_after(before[0]["session_server"].encode())
+        await until(lambda: proxy.cuts == 1)
+
+        async def beaten() -> bool:
+            return (await _beats_with_session(admin_dsn))[0]["beat"] > before[0]["beat"] + 5
+
+        await eventually(beaten)
+        let_go.set()
+        await eventually(lambda: _succeeded(producer, job_id))
+        assert [row["id"] for row in await _beats_with_session(admin_dsn)] == [before[0]["id"]]
+        assert await transitions.states(job_id) == ["waiting", "running", "succeeded"]
+
+
+async def _beats_with_session(admin_dsn: str) -> list[asyncpg.Record]:
+    admin: Connection = await asyncpg.connect(admin_dsn)
+    try:
+        return await admin.fetch("SELECT * FROM eventflow.worker WHERE session_server IS NOT NULL")
+    finally:
+        await admin.close()
 
 
 async def _succeeded(app: App, job_id: JobId) -> bool:

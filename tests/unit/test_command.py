@@ -10,6 +10,7 @@ from eventflow import (
     AnyCommand,
     Command,
     DistinctCommand,
+    Identity,
     InvalidMessageError,
     SourceId,
     StandaloneCommand,
@@ -48,6 +49,17 @@ class Vague(DistinctCommand[OrderId]):
 
     def source_id_components(self) -> Iterable[bytes]:
         return ()
+
+
+class UmlautId(Identity, prefix="bestellungä"):
+    """An identity with a letter that is not ASCII."""
+
+
+@command_version("Bestätige")
+class Confirm(Command[UmlautId]):
+    """A command with one in its stored name."""
+
+    text: str
 
 
 class Bare(StandaloneCommand):
@@ -139,6 +151,19 @@ def test_json_keeps_data_source_id_and_aggregate_id(command: AnyCommand[object])
 
     assert decoded == command
     assert decoded.source_id == command.source_id
+
+
+def test_letters_of_any_script_survive() -> None:
+    """A stored name, an identity's prefix and a text keep their letters."""
+    command = Confirm(aggregate_id=UmlautId.new(), text="åßπ 注文 😀 \u0301")
+    definitions = CommandDefinitions()
+    definitions.add(Confirm)
+
+    definition, data = definitions.encode(command)
+
+    assert definition.name == "Bestätige"
+    assert command.aggregate_id.startswith("bestellungä-")
+    assert definitions.decode("Bestätige", 1, data) == command
 
 
 def test_stored_command_without_source_id_is_refused() -> None:

@@ -6,12 +6,14 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 
 from eventflow import (
     AnyCommand,
     CommandContext,
     CommandMiddleware,
+    DatabaseUnavailableError,
     DomainError,
     DuplicateCommandHandlerError,
     EventFlow,
@@ -20,6 +22,7 @@ from eventflow import (
     InvalidScheduleError,
     NoCommandHandlerError,
     ServiceNotFoundError,
+    StandaloneCommand,
     UnknownJobDefinitionError,
 )
 from eventflow.commands import CallNext
@@ -72,6 +75,59 @@ async def test_unregistered_command_with_a_handler_needs_no_more() -> None:
 
     assert await bench.bus.publish(PlaceOrder(aggregate_id=ORDER, total_cents=1)) == 1
     assert bench.encoder.encode(PlaceOrder(aggregate_id=ORDER, total_cents=1)).version == 1
+
+
+async def test_result_is_handed_over_as_it_is() -> None:
+    """The caller gets the object that the handler returned, of whatever type the command declares."""
+
+    class Report:
+        """Nothing that JSON could carry."""
+
+    class Ask(StandaloneCommand[Report]):
+        pass
+
+    report = Report()
+
+    async def answer(command: Ask, context: CommandContext) -> Report:
+        return report
+
+    assert await bench_of(answer).bus.publish(Ask()) is report
+
+
+async def test_bus_calls_a_handler_once_and_raises_what_it_raises() -> None:
+    """No error is retried or wrapped on the way to the caller."""
+    errors = [TimeoutError(), ConnectionResetError(), DatabaseUnavailableError()]
+    raised: list[Exception] = []
+
+    async def fail(command: RebuildIndex, context: CommandContext) -> str:
+        raised.append(errors[command.shards])
+        raise errors[command.shards]
+
+    bench = bench_of(fail)
+    for number, error in enumerate(errors):
+        with pytest.raises(type(error)) as caught:
+            await bench.bus.publish(RebuildIndex(shards=number))
+        assert caught.value is error
+
+    assert raised == errors
+
+
+async def test_cancelled_handler_schedules_nothing() -> None:
+    """Cancelling the caller cancels the handler where it waits, and what it scheduled is dropped."""
+    waiting = anyio.Event()
+
+    async def hang(command: CancelOrder, context: CommandContext) -> None:
+        context.schedule(Act())
+        waiting.set()
+        await anyio.sleep_forever()
+
+    bench = bench_of(hang)
+    async with anyio.create_task_group() as group:
+        group.start_soon(bench.bus.publish, CancelOrder(aggregate_id=ORDER))
+        await waiting.wait()
+        group.cancel_scope.cancel()
+
+    assert await bench.store.find() == []
 
 
 async def test_command_without_a_handler_is_an_error() -> None:

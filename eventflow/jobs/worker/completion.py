@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from eventflow.clock import Clock, Wakeup
-from eventflow.errors import ValueRefusedError
+from eventflow.errors import DatabaseError, ValueRefusedError
 from eventflow.failpoints import failpoint
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs.records import Outcome, Settlement
@@ -68,6 +68,16 @@ class Completions:
             while self._queue or self._sending:
                 await self._emptied.wait()
         return not self._queue and not self._sending
+
+    async def store_answers(self, within: float) -> bool:
+        """Whether the store answers a question in so many seconds; it is no use to wait for one that does not."""
+        with self._clock.deadline(within):
+            try:
+                await self._store.claims(self._worker_id, [*self.ids()])
+            except DatabaseError:
+                return False
+            return True
+        return False
 
     async def settle_step(self) -> None:
         """Write one batch."""

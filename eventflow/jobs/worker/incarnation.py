@@ -1,7 +1,7 @@
 """One incarnation of a worker: its services, from the first claim to the last completion."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 
 import anyio
@@ -27,6 +27,8 @@ log = logging.getLogger("eventflow.worker")
 
 CLEAN_UP_SECONDS = 5.0
 """Longest time for cancelled handlers to end, and again for the last completions to be written."""
+ANSWER_SECONDS = 0.5
+"""How long the store may take to answer at all; if it does not, the last completions are not waited for."""
 UNANSWERED_SECONDS = 1.0
 """How long a stopping worker looks for claims whose answer it did not wait for."""
 MAINTENANCE_SECONDS = 3600.0
@@ -146,8 +148,8 @@ class Incarnation:
                     await stop.wait()
                     intake.cancel_scope.cancel()
                 await self._drain()
-                group.cancel_scope.cancel()
             finally:
+                group.cancel_scope.cancel()  # a plain asyncio cancellation reaches this task alone
                 await self._report_lingering()
 
     def _room_changed(self) -> None:
@@ -155,13 +157,28 @@ class Incarnation:
 
     async def _drain(self) -> None:
         """Give back what has not started, let running jobs end within their grace period, write what came of them."""
-        unanswered = await self._unanswered()  # first, while the others are still known
-        for claim in (*self._timers.take_all(), *self._slots.take_line(), *unanswered):
+        until = self._clock.monotonic() + self._settings.grace_period
+        self._give_back(self._timers.take_all())
+        self._give_back(self._slots.take_line())
+        async with background_tasks() as group:
+            group.start_soon(self._give_back_unanswered)
+            if not await self._slots.wait_until_idle(self._settings.grace_period):
+                self._slots.cancel_all()
+                await self._slots.wait_until_idle(CLEAN_UP_SECONDS)
+                group.cancel_scope.cancel()  # the grace period is over: closing the worker gives them back too
+        await self._write_the_rest(until)
+
+    async def _write_the_rest(self, until: float) -> None:
+        """Wait for the last completions; once the grace period is over, only if the store answers at all."""
+        left = until - self._clock.monotonic()
+        if await self._completions.wait_until_empty(min(left, CLEAN_UP_SECONDS)):
+            return
+        if left < CLEAN_UP_SECONDS and await self._completions.store_answers(ANSWER_SECONDS):
+            await self._completions.wait_until_empty(CLEAN_UP_SECONDS)
+
+    def _give_back(self, claims: Iterable[ClaimedJob]) -> None:
+        for claim in claims:
             self._completions.add(Settlement(claim=claim, outcome=Outcome.RELEASED))
-        if not await self._slots.wait_until_idle(self._settings.grace_period):
-            self._slots.cancel_all()
-            await self._slots.wait_until_idle(CLEAN_UP_SECONDS)
-        await self._completions.wait_until_empty(CLEAN_UP_SECONDS)
 
     async def _report_lingering(self) -> None:
         """Say why a worker that was cancelled does not end: threads, and handlers that do not give way."""
@@ -170,14 +187,13 @@ class Incarnation:
                 jobs = sorted(set(self._slots.ids()))
                 log.error("worker.waiting_for_handlers", extra={"jobs": jobs})
 
-    async def _unanswered(self) -> Sequence[ClaimedJob]:
-        """The jobs of a claim that was cut off just now, or before."""
-        with self._clock.deadline(UNANSWERED_SECONDS):
+    async def _give_back_unanswered(self) -> None:
+        """Give back the jobs of a claim that was cut off just now, or before."""
+        with self._clock.deadline(min(UNANSWERED_SECONDS, self._settings.grace_period)):
             try:
-                return await self._claimer.unanswered()
+                self._give_back(await self._claimer.unanswered())
             except DatabaseError as exc:  # then closing the worker gives them back, or its rescue
                 log.warning("claim.not_given_back", extra={"error": str(exc)})
-        return []
 
     async def _maintain_step(self) -> None:
         await self._store.maintain(self._retentions)

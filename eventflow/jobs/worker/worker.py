@@ -84,12 +84,13 @@ class Worker:
         A worker that loses its lease cancels its handlers and goes on under a new identity; one whose database
         is away waits for it. Reports ``started()`` when it claims for the first time.
         """
-        reported = False
+        reported = away = False
         while not self._stop.is_set():
             record = self._record()
             try:
                 async with self._presence.attend(record, self.wake) as lease:
                     log.info("worker.started", extra={"worker_id": record.id, "concurrency": record.concurrency})
+                    away = False
                     self._incarnation = Incarnation(
                         record.id,
                         lease,
@@ -115,7 +116,9 @@ class Worker:
             except DatabaseError as exc:
                 if not reported and not isinstance(exc, DatabaseUnavailableError):
                     raise  # it never worked, and waiting will not help
-                log.warning("worker.database_away", extra={"worker_id": record.id, "error": str(exc)})
+                if not away:
+                    log.warning("worker.database_away", extra={"worker_id": record.id, "error": str(exc)})
+                away = True
                 await self._pause()
 
     def _record(self) -> WorkerRecord:

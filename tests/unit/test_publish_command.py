@@ -1,0 +1,210 @@
+"""The job that publishes a command: when it runs, under which name, and what becomes of it."""
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from eventflow import (
+    AnyCommand,
+    CommandContext,
+    DistinctCommand,
+    EventFlow,
+    JobState,
+    ManualClock,
+    PublishCommandJob,
+    command_version,
+    job_version,
+)
+from eventflow.clock import to_microseconds
+from eventflow.commands import CallNext
+from eventflow.jobs import Outcome
+from tests.unit.bench import Bench, OrderId, PlaceOrder, RebuildIndex
+from tests.unit.test_definitions import PlaceV1, PlaceV2, Quiet
+
+ORDER = OrderId("order-0192f0c1-7d3e-7cc1-8f4a-2b1d6f0e9a55")
+LATER = timedelta(hours=1)
+
+
+class Pay(DistinctCommand[OrderId]):
+    """A command whose source id follows from its content."""
+
+    invoice: str
+
+    def source_id_components(self) -> Iterable[bytes]:
+        yield self.invoice.encode()
+
+
+@command_version("Settle", aliases=["Balance"])
+class Settle(DistinctCommand[OrderId]):
+    """One that had another name, and whose content was something else."""
+
+    def source_id_components(self) -> Iterable[bytes]:
+        yield b"settled"
+
+
+@job_version("PlaceOrder")
+class PlaceOrderJob(Quiet):
+    """A job with the name of a command."""
+
+
+@pytest.mark.parametrize("when", ["now", "delay", "at"])
+async def test_scheduled_command_is_published_when_it_is_due(when: str) -> None:
+    """Now, after a delay, or at an instant: not a microsecond before; the id that was returned finds the job."""
+    clock, published = ManualClock(), list[PlaceOrder]()
+    flow = EventFlow("orders")
+
+    @flow.command_handler
+    async def place(command: PlaceOrder, context: CommandContext) -> int:
+        published.append(command)
+        return command.total_cents
+
+    command = PlaceOrder(aggregate_id=ORDER, total_cents=3)
+    options: dict[str, Any] = {"now": {}, "delay": {"delay": LATER}, "at": {"at": clock.now() + LATER}}[when]
+    async with flow.open("memory:", clock=clock) as app:
+        job_id = await app.jobs.schedule(PublishCommandJob.create(command), **options)
+        if when != "now":
+            clock.advance(LATER - timedelta(microseconds=1))
+            assert await app.run_due() == 0
+            clock.advance(timedelta(microseconds=1))
+        assert await app.run_due() == 1
+        record = await app.jobs.get(job_id)
+
+    assert place is not None
+    assert published == [command]
+    assert record is not None
+    assert (record.name, record.state, record.aggregate_id) == (
+        "PublishCommand:PlaceOrder",
+        JobState.SUCCEEDED,
+        ORDER,
+    )
+
+
+@pytest.mark.parametrize("result", [None, 0, False, "", object(), ValueError("returned, not raised")], ids=repr)
+async def test_result_of_the_command_is_not_the_jobs(result: Any) -> None:
+    """A handler that returns has succeeded, whatever it returns: a refusal is raised."""
+    flow = EventFlow("index")
+
+    async def rebuild(command: RebuildIndex, context: CommandContext) -> str:
+        return result
+
+    flow.command_handler(rebuild)
+
+    settlement = await Bench(flow).run(RebuildIndex())
+
+    assert settlement.outcome is Outcome.SUCCEEDED
+
+
+async def test_versions_of_a_command_are_jobs_of_their_own() -> None:
+    """Two versions with a handler each: every stored command goes to the handler of its version."""
+    seen: list[AnyCommand[Any]] = []
+    flow = EventFlow("orders")
+
+    async def place_1(command: PlaceV1, context: CommandContext) -> int:
+        seen.append(command)
+        return 1
+
+    async def place_2(command: PlaceV2, context: CommandContext) -> int:
+        seen.append(command)
+        return 2
+
+    flow.command_handler(place_1)
+    flow.command_handler(place_2)
+    bench = Bench(flow)
+    commands = [PlaceV2(aggregate_id=ORDER, cents=700), PlaceV1(aggregate_id=ORDER, euros=7)]
+
+    claims = [bench.claim(command) for command in commands]
+    for claim in claims:
+        await bench.runner.run(claim, started_us=bench.now_us)
+
+    assert [(claim.name, claim.version) for claim in claims] == [
+        ("PublishCommand:Place", 2),
+        ("PublishCommand:Place", 1),
+    ]
+    assert seen == commands
+
+
+def test_job_and_command_may_have_one_name() -> None:
+    """What is stored for a command is told from a job of that name by its prefix."""
+    flow = EventFlow("orders")
+    flow.job(PlaceOrderJob)
+    flow.add_commands(PlaceOrder)
+    definitions = Bench(flow).model.definitions
+    command = PlaceOrder(aggregate_id=ORDER, total_cents=1)
+
+    for job in (PlaceOrderJob(), PublishCommandJob.create(command)):
+        assert definitions.decode(*definitions.encode(job)) == job
+
+
+async def test_stored_source_id_of_a_distinct_command_stands() -> None:
+    """Under a former name, and made of other content: it is the operation that was scheduled, not a new one."""
+    seen: list[str] = []
+    flow = EventFlow("invoices")
+
+    async def settle(command: Settle, context: CommandContext) -> None:
+        seen.extend([command.source_id, context.source_id])
+
+    flow.command_handler(settle)
+    stored = f'{{"aggregate_id":"{ORDER}","source_id":"command-of-yesterday"}}'
+
+    settlement = await Bench(flow).run(Settle(aggregate_id=ORDER), name="PublishCommand:Balance", payload=stored)
+
+    assert settlement.outcome is Outcome.SUCCEEDED
+    assert seen == ["command-of-yesterday"] * 2
+
+
+def test_same_request_is_stored_with_the_same_source_id() -> None:
+    """Two jobs for equal distinct commands are two jobs, and one operation."""
+    flow = EventFlow("invoices")
+    flow.add_commands(Pay)
+    encoder = Bench(flow).encoder
+
+    first, second = (encoder.encode(Pay(aggregate_id=ORDER, invoice="2030-1")) for _ in range(2))
+
+    assert first.id != second.id
+    assert first.payload == second.payload
+
+
+async def test_middleware_goes_around_the_command_of_a_job() -> None:
+    """As around any: it may answer itself, and the job has succeeded."""
+    around: list[str] = []
+    flow = EventFlow("index")
+
+    async def rebuild(command: RebuildIndex, context: CommandContext) -> str:
+        raise NotImplementedError
+
+    async def answer(command: AnyCommand[Any], context: CommandContext, call_next: CallNext) -> Any:
+        around.append(command.source_id)
+        return "done already"
+
+    flow.command_handler(rebuild)
+    flow.middleware(answer)
+    command = RebuildIndex()
+
+    settlement = await Bench(flow).run(command)
+
+    assert settlement.outcome is Outcome.SUCCEEDED
+    assert around == [command.source_id]
+
+
+async def test_follow_ups_of_a_published_command_carry_its_story_on() -> None:
+    """What the handler schedules is caused by the job, in the story that the job belongs to."""
+    stories: list[str] = []
+    flow = EventFlow("index")
+
+    async def rebuild(command: RebuildIndex, context: CommandContext) -> str:
+        stories.append(context.correlation_id)
+        context.schedule(RebuildIndex(shards=command.shards - 1), delay=LATER)
+        return ""
+
+    flow.command_handler(rebuild)
+    bench = Bench(flow)
+    claim = bench.claim(RebuildIndex(), headers='{"correlation_id":"the story","causation_id":"what came before"}')
+
+    settlement = await bench.runner.run(claim, started_us=to_microseconds(bench.clock.now()))
+
+    [follow_up] = settlement.follow_ups
+    assert stories == ["the story"]
+    assert msgspec.json.decode(follow_up.headers) == {"correlation_id": "the story", "causation_id": claim.id}
