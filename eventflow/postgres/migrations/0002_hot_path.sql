@@ -19,7 +19,9 @@ CREATE INDEX running_worker_idx ON eventflow.running (worker_id);
 -- Microseconds since the epoch. What is more than 10^12 seconds away, infinity too, counts as that: an integer holds
 -- it, and it is so far beyond Python's years that only the job concerned is refused.
 CREATE FUNCTION eventflow.microseconds(instant timestamptz) RETURNS bigint
-LANGUAGE sql STABLE RETURN (greatest(least(extract(epoch FROM instant), 1e12), -1e12) * 1000000)::bigint;
+LANGUAGE sql STABLE RETURN CASE WHEN instant IS NOT NULL THEN  -- which least() and greatest() would lose
+    (greatest(least(extract(epoch FROM instant), 1e12), -1e12) * 1000000)::bigint
+END;
 
 CREATE FUNCTION eventflow.instant(microseconds bigint) RETURNS timestamptz
 LANGUAGE sql STABLE RETURN timestamptz 'epoch' + microseconds * interval '1 microsecond';
