@@ -1,8 +1,9 @@
 """The job that publishes a command."""
 
-from typing import Any, Self
+from typing import Any, Self, final
 
-from eventflow.commands import AnyCommand, CommandBus
+from eventflow.commands import AnyCommand, CommandBus, is_command
+from eventflow.errors import InvalidHandlerError, InvalidScheduleError
 from eventflow.jobs.job import Job, JobContext
 
 NAME_PREFIX = "PublishCommand:"
@@ -14,10 +15,24 @@ command waits, not a command inside a job.
 """
 
 
+@final
 class PublishCommandJob(Job):
-    """Publishes its command through the bus; what the handler schedules is written with the completion."""
+    """
+    Publishes its command through the bus; what the handler schedules is written with the completion.
+
+    Raises:
+        InvalidScheduleError: it is given something else.
+    """
 
     command: AnyCommand[Any]
+
+    def __post_init__(self) -> None:
+        if not is_command(self.command):
+            raise InvalidScheduleError(f"only commands can be published, not {self.command!r}")
+
+    def __init_subclass__(cls) -> None:
+        # What is stored is the command alone: a worker would run this class, and not the derived one.
+        raise InvalidHandlerError(f"{cls.__qualname__}: PublishCommandJob cannot be derived from")
 
     @classmethod
     def create(cls, command: AnyCommand[Any]) -> Self:

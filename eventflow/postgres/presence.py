@@ -125,8 +125,8 @@ class _PresenceThread:
         opened = False
         try:
             with scope:
+                opened = True  # or will be: whoever is cancelled here does not know
                 await store.open_worker(self._worker)
-                opened = True
                 async with background_tasks() as group:
                     supervisor = Supervisor(presence.clock, presence.rng)
                     group.start_soon(supervisor.repeat, "beat", heartbeat.beat_step)

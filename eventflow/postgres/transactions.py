@@ -10,7 +10,7 @@ from asyncpg.transaction import Transaction as DriverTransaction
 
 from eventflow.errors import CommitUnknownError
 from eventflow.ids import JobId
-from eventflow.postgres.connection import AnyConnection
+from eventflow.postgres.connection import STATEMENT_SECONDS, AnyConnection
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
 
 PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -90,7 +90,8 @@ class Transactions:
 
     async def _start(self, connection: PooledConnection, scope: DriverTransaction) -> None:
         try:
-            await scope.start()
+            with anyio.fail_after(STATEMENT_SECONDS):  # the pool's connections have no limit of their own
+                await scope.start()
         except BaseException as exc:
             await roll_back(connection, scope)
             if isinstance(exc, DRIVER_ERRORS):

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import asyncpg
+import msgspec
 import pytest
 
 from eventflow import (
@@ -340,3 +341,23 @@ async def test_registration_that_is_lost_is_noticed_and_healed(
         await until(lambda: "notifications do not arrive any more" in caplog.text)
         assert Ear.listening is not deaf
         await watched.until_looked()
+
+
+async def test_stop_does_not_wait_for_a_database_that_has_long_been_silent(
+    dsn: str, journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that lost its lease and waits to come back has nothing to end in good order: it ends at once."""
+    proxy, stopping = Proxy(dsn), Stopwatch()
+    async with proxy.serve() as address:
+        async with flow_of(journal).open(address) as app:  # noqa: SIM117 - the proxy ends later
+            async with app.worker(msgspec.structs.replace(SHORT_LEASE, grace_period=0.0)) as worker:
+                await ended(app, await app.jobs.schedule(Note()))
+                proxy.hold()
+                await until(lambda: logged(caplog, "worker.lease_lost"))
+                accepted = proxy.accepted
+                await until(lambda: proxy.accepted > accepted)  # an attempt to come back, in vain
+                stopping.restart()
+                worker.stop()
+        stopped_after = stopping.seconds
+
+    assert stopped_after < 1

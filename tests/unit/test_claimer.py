@@ -17,7 +17,7 @@ from eventflow.jobs.worker import claiming
 from eventflow.jobs.worker.claiming import Claimer, Throughput
 from eventflow.jobs.worker.completion import Completions
 from eventflow.jobs.worker.quarantine import Quarantine
-from eventflow.jobs.worker.slots import Slots
+from eventflow.jobs.worker.slots import Seats, Slots
 from eventflow.jobs.worker.store_time import StoreTime
 from eventflow.jobs.worker.timers import Timers
 from eventflow.supervision import Supervisor
@@ -67,8 +67,9 @@ class Rig:
         store_time = StoreTime(self.clock)
         self.throughput = Throughput(self.clock)
         self.completions = Completions(self.store, ME, clock=self.clock, linger=0.0, batch=500)
+        self.seats = Seats(concurrency)
         self.slots = Slots(
-            concurrency=chosen.concurrency,
+            seats=self.seats,
             runner=self.bench.runner,
             completions=self.completions,
             store_time=store_time,
@@ -106,7 +107,7 @@ class Rig:
         await self.store.open_worker(WorkerRecord(ME, "host", 1, "0", None, 1))
         supervisor = Supervisor(self.clock, self.bench.rng, fatal=(LeaseLostError,))
         async with anyio.create_task_group() as group:
-            self.slots.open(group)
+            self.seats.group = group
             group.start_soon(supervisor.repeat, "claim", self.claimer.claim_step)
             group.start_soon(supervisor.repeat, "timers", self.timers.fire_step)
             group.start_soon(supervisor.repeat, "settle", self.completions.settle_step)
@@ -263,7 +264,7 @@ async def test_nothing_is_claimed_while_too_much_waits_to_be_written(monkeypatch
     await rig.store.open_worker(WorkerRecord(ME, "host", 1, "0", None, 1))
 
     async with anyio.create_task_group() as group:
-        rig.slots.open(group)
+        rig.seats.group = group
         for settlement in done:
             rig.completions.add(settlement)
         group.start_soon(rig.claimer.claim_step)

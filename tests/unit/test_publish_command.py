@@ -12,6 +12,8 @@ from eventflow import (
     CommandContext,
     DistinctCommand,
     EventFlow,
+    InvalidHandlerError,
+    InvalidScheduleError,
     JobState,
     ManualClock,
     PublishCommandJob,
@@ -208,3 +210,16 @@ async def test_follow_ups_of_a_published_command_carry_its_story_on() -> None:
     [follow_up] = settlement.follow_ups
     assert stories == ["the story"]
     assert msgspec.json.decode(follow_up.headers) == {"correlation_id": "the story", "causation_id": claim.id}
+
+
+@pytest.mark.parametrize("wrong", ["text", None, Quiet(), RebuildIndex], ids=repr)
+def test_what_is_no_command_cannot_be_published(wrong: Any) -> None:
+    """A typed error where the job is made, as for any wrong call to schedule."""
+    with pytest.raises(InvalidScheduleError, match="only commands can be published"):
+        PublishCommandJob.create(wrong)
+
+
+def test_job_that_publishes_has_no_subclasses() -> None:
+    """Only its command is stored, so what a subclass adds would be lost: it is refused where it is defined."""
+    with pytest.raises(InvalidHandlerError, match="Noisy"):
+        type("Noisy", (PublishCommandJob,), {})

@@ -9,7 +9,7 @@ import anyio
 from eventflow import EventFlow, JobContext, RetryPolicy
 from eventflow.ids import JobId
 from eventflow.jobs.records import Outcome, Settlement
-from eventflow.jobs.worker.slots import Slots
+from eventflow.jobs.worker.slots import Seats, Slots
 from eventflow.jobs.worker.store_time import StoreTime
 from eventflow.supervision import Supervisor
 from tests.unit.bench import Act, Behaviour, Bench, others_rest
@@ -52,8 +52,9 @@ class Rig:
         self.completions = CompletionsFake()
         self.freed = 0
         self.finished = 0
+        self.seats = Seats(concurrency)
         self.slots = Slots(
-            concurrency=concurrency,
+            seats=self.seats,
             runner=self.bench.runner,
             completions=self.completions,  # pyright: ignore[reportArgumentType] - it only uses add
             store_time=StoreTime(self.bench.clock),
@@ -77,7 +78,7 @@ class Rig:
     async def open(self) -> AsyncGenerator[None]:
         """Let it work."""
         async with anyio.create_task_group() as group:
-            self.slots.open(group)
+            self.seats.group = group
             group.start_soon(
                 Supervisor(self.bench.clock, self.bench.rng).repeat, "give_back", self.slots.give_back_step
             )

@@ -17,7 +17,7 @@ from eventflow.jobs.worker.completion import Completions
 from eventflow.jobs.worker.lease import Lease, LeaseGuard
 from eventflow.jobs.worker.quarantine import Quarantine
 from eventflow.jobs.worker.settings import WorkerSettings
-from eventflow.jobs.worker.slots import Slots
+from eventflow.jobs.worker.slots import Seats, Slots
 from eventflow.jobs.worker.store_time import StoreTime
 from eventflow.jobs.worker.timers import Timers
 from eventflow.jobs.worker.watch import Watch
@@ -53,6 +53,7 @@ class Incarnation:
         settings: WorkerSettings,
         clock: Clock,
         rng: Random,
+        seats: Seats,
     ) -> None:
         self._store = store
         self._retentions = retentions
@@ -70,7 +71,7 @@ class Incarnation:
             written=self._room_changed,
         )
         self._slots = Slots(
-            concurrency=settings.concurrency,
+            seats=seats,
             runner=runner,
             completions=self._completions,
             store_time=store_time,
@@ -134,7 +135,6 @@ class Incarnation:
 
     async def _work(self, stop: anyio.Event) -> None:
         async with background_tasks() as group:
-            self._slots.open(group)
             repeat = self._supervisor.repeat
             group.start_soon(repeat, "guard", self._guard.guard_step)
             group.start_soon(repeat, "settle", self._completions.settle_step)
@@ -149,8 +149,9 @@ class Incarnation:
                     intake.cancel_scope.cancel()
                 await self._drain()
             finally:
-                group.cancel_scope.cancel()  # a plain asyncio cancellation reaches this task alone
-                await self._report_lingering()
+                self._slots.leave()
+                await self._report_lingering(stop)
+                group.cancel_scope.cancel()
 
     def _room_changed(self) -> None:
         self._claimer.room_changed()  # made after slots and timers, which call this
@@ -180,12 +181,18 @@ class Incarnation:
         for claim in claims:
             self._completions.add(Settlement(claim=claim, outcome=Outcome.RELEASED))
 
-    async def _report_lingering(self) -> None:
-        """Say why a worker that was cancelled does not end: threads, and handlers that do not give way."""
+    async def _report_lingering(self, stop: anyio.Event) -> None:
+        """
+        Name the handlers that do not give way, and threads: each takes a slot until it ends.
+
+        A worker that stops keeps its lease until then, so that nobody runs their jobs beside them.
+        """
         with anyio.CancelScope(shield=True):
             if not await self._slots.wait_until_idle(CLEAN_UP_SECONDS):
                 jobs = sorted(set(self._slots.ids()))
                 log.error("worker.waiting_for_handlers", extra={"jobs": jobs})
+                if stop.is_set():
+                    await self._slots.wait_until_idle(None)
 
     async def _give_back_unanswered(self) -> None:
         """Give back the jobs of a claim that was cut off just now, or before."""

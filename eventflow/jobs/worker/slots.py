@@ -33,12 +33,31 @@ class RunningJob:
         self.scope.cancel()
 
 
+class Seats:
+    """
+    The slots of a worker over all its incarnations: a handler that outlives its own still takes one.
+
+    Args:
+        number: How many there are.
+
+    Attributes:
+        group: Where handlers run; it waits for the last of them.
+        free: How many are free now.
+        freed: Called whenever one becomes free; set by the incarnation of the day.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.group: TaskGroup  # set by who runs the worker
+        self.free = number
+        self.freed: Callable[[], None] = lambda: None
+
+
 class Slots:
     """
     Runs due jobs, each in one of a fixed number of slots.
 
     Args:
-        concurrency: The number of slots.
+        seats: The slots.
         runner: Runs one job.
         completions: Takes what came of it.
         freed: Called whenever there is room again.
@@ -49,7 +68,7 @@ class Slots:
     def __init__(
         self,
         *,
-        concurrency: int,
+        seats: Seats,
         runner: JobRunner,
         completions: Completions,
         store_time: StoreTime,
@@ -58,7 +77,7 @@ class Slots:
         freed: Callable[[], None],
         finished: Callable[[], None],
     ) -> None:
-        self._concurrency = concurrency
+        self._seats = seats
         self._runner = runner
         self._completions = completions
         self._store_time = store_time
@@ -71,16 +90,12 @@ class Slots:
         self._running: dict[JobId, RunningJob] = {}
         self._occupied = 0
         self._idle = Wakeup(clock)
-        self._group: TaskGroup  # set by open()
-
-    def open(self, group: TaskGroup) -> None:
-        """Run jobs as tasks of this group from now on."""
-        self._group = group
+        seats.freed = freed
 
     @property
     def free(self) -> int:
         """Slots without a job."""
-        return self._concurrency - self._occupied
+        return self._seats.free
 
     @property
     def in_line(self) -> int:
@@ -96,9 +111,10 @@ class Slots:
         """Run these jobs, which are due, as slots allow; in this order."""
         for claim in claims:
             self._line.append((claim, self._clock.monotonic()))
-            if self._occupied < self._concurrency:
+            if self._seats.free > 0:
+                self._seats.free -= 1
                 self._occupied += 1
-                self._group.start_soon(self._occupy)
+                self._seats.group.start_soon(self._occupy)
             else:
                 self._line_formed.set()
 
@@ -131,8 +147,8 @@ class Slots:
                 claim, _ = self._line.popleft()
                 self._completions.add(Settlement(claim=claim, outcome=Outcome.RELEASED))
 
-    async def wait_until_idle(self, seconds: float) -> bool:
-        """Wait for all running jobs to end; false if that took longer."""
+    async def wait_until_idle(self, seconds: float | None) -> bool:
+        """Wait for all running jobs to end; false if that took longer (``None``: as long as it takes)."""
         with self._clock.deadline(seconds):
             while self._occupied:
                 await self._idle.wait()
@@ -143,15 +159,21 @@ class Slots:
         for job in list(self._running.values()):
             job.cancel(Outcome.RELEASED)
 
+    def leave(self) -> None:
+        """Start nothing more, and cancel every handler: one that does not give way keeps its slot until it ends."""
+        self._line.clear()
+        self.cancel_all()
+
     async def _occupy(self) -> None:
         try:
             while self._line:
                 await self._run(self._line.popleft()[0])
         finally:
             self._occupied -= 1
+            self._seats.free += 1
             if not self._occupied:
                 self._idle.set()
-            self._freed()
+            self._seats.freed()
 
     async def _run(self, claim: ClaimedJob) -> None:
         failpoint("job.starting")

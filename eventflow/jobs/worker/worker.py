@@ -20,6 +20,8 @@ from eventflow.jobs.store import JobStore
 from eventflow.jobs.worker.incarnation import Incarnation
 from eventflow.jobs.worker.lease import Presence
 from eventflow.jobs.worker.settings import WorkerSettings
+from eventflow.jobs.worker.slots import Seats
+from eventflow.supervision import background_tasks
 
 log = logging.getLogger("eventflow.worker")
 
@@ -66,11 +68,14 @@ class Worker:
         self._rng = rng
         self._new_id = new_id
         self._stop = anyio.Event()
+        self._registering = anyio.CancelScope()
         self._incarnation: Incarnation | None = None
 
     def stop(self) -> None:
         """Stop in good order: claim nothing more, give running jobs their grace period, give back the rest."""
         self._stop.set()
+        if self._incarnation is None:
+            self._registering.cancel()
 
     def wake(self, payload: str = "") -> None:
         """There may be jobs (or, with ``"signal"``, somebody asks something); what a notification says too."""
@@ -84,32 +89,40 @@ class Worker:
         A worker that loses its lease cancels its handlers and goes on under a new identity; one whose database
         is away waits for it. Reports ``started()`` when it claims for the first time.
         """
+        seats = Seats(self._settings.concurrency)
+        async with background_tasks() as seats.group:  # it outlives incarnations, and waits for the last handler
+            await self._run(seats, task_status)
+
+    async def _run(self, seats: Seats, task_status: TaskStatus[None]) -> None:
         reported = away = False
         while not self._stop.is_set():
             record = self._record()
+            self._registering = anyio.CancelScope()
             try:
-                async with self._presence.attend(record, self.wake) as lease:
-                    log.info("worker.started", extra={"worker_id": record.id, "concurrency": record.concurrency})
-                    away = False
-                    self._incarnation = Incarnation(
-                        record.id,
-                        lease,
-                        store=self._store,
-                        runner=self._runner,
-                        interest=self._interest,
-                        retentions=self._retentions,
-                        settings=self._settings,
-                        clock=self._clock,
-                        rng=self._rng,
-                    )
-                    if not reported:
-                        task_status.started()
-                        reported = True
-                    try:
-                        await self._incarnation.run(self._stop)
-                    finally:
-                        self._incarnation = None
-                log.info("worker.stopped", extra={"worker_id": record.id})
+                with self._registering:  # without an incarnation there is nothing to end in good order
+                    async with self._presence.attend(record, self.wake) as lease:
+                        log.info("worker.started", extra={"worker_id": record.id, "concurrency": record.concurrency})
+                        away = False
+                        self._incarnation = Incarnation(
+                            record.id,
+                            lease,
+                            store=self._store,
+                            runner=self._runner,
+                            interest=self._interest,
+                            retentions=self._retentions,
+                            settings=self._settings,
+                            clock=self._clock,
+                            rng=self._rng,
+                            seats=seats,
+                        )
+                        if not reported:
+                            task_status.started()
+                            reported = True
+                        try:
+                            await self._incarnation.run(self._stop)
+                        finally:
+                            self._incarnation = None
+                    log.info("worker.stopped", extra={"worker_id": record.id})
             except LeaseLostError as exc:
                 log.warning("worker.lease_lost", extra={"worker_id": record.id, "reason": str(exc)})
                 await self._pause()
