@@ -29,7 +29,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contracts test-integration test-acceptance lint format types setup lock clean
+.PHONY: help demo test test-unit test-contracts test-integration test-acceptance test-crashes lint format types setup lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ test-integration: $(READY) ## the Postgres side: statements, roles, plans, recov
 
 test-acceptance: $(READY) ## real processes, started and killed
 	$(PYTEST) tests/acceptance $(ARGS)
+
+test-crashes: $(READY) ## a kill at every failpoint in every state of a job; not part of `make test`
+	$(PYTEST) tests/crashes $(ARGS)
 
 lint: $(READY) ## style, formatting, and which package may import which
 	$(BIN)/python -m ruff check

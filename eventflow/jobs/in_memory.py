@@ -111,6 +111,7 @@ class InMemoryJobStore:
         if row is not None and row.state is JobState.WAITING:
             row.due_us = _instant(due, now)
             row.ready_us = max(row.due_us, now)
+            row.parked = row.parked if row.parked == "suspect" else None
             self._wake()
             return RescheduleOutcome.RESCHEDULED
         if row is not None and self._signal(row, "reschedule", _instant(due, now)):

@@ -159,7 +159,7 @@ async def has_asked_again(admin: Connection) -> bool:
     """Whether a session that is not cut has been asked about jobs, and has answered."""
     asked: bool = await admin.fetchval(
         "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'"
-        " AND application_name LIKE 'eventflow %' AND query LIKE '%eventflow.job %')"
+        " AND application_name LIKE 'eventflow %' AND query ~ 'eventflow.(tick_worker|claim_jobs)')"
     )
     return asked
 

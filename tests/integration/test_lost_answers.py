@@ -136,8 +136,8 @@ async def test_bulk_finds_out_that_it_was_committed(dsn: str, admin_dsn: str) ->
     proxy = Proxy(dsn)
     async with proxy.serve() as address, flow.open(address) as app:
         await app.jobs.schedule(Opener())
-        proxy.cut_after(b"the last of many")
-        await app.jobs.schedule_many([*[Send(to="me")] * 299, Send(to="the last of many")])
+        proxy.cut_after(b"COMMIT")
+        await app.jobs.schedule_many([Send(to="me")] * 300)
         assert proxy.cuts == 1
         assert await _count(admin_dsn) == 300
 

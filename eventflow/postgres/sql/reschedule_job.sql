@@ -7,7 +7,9 @@ WITH due AS MATERIALIZED (
         ELSE clock_timestamp() + $3::bigint * interval '1 microsecond'
     END AS at
 ), rescheduled AS (
-    UPDATE eventflow.job SET due_at = due.at, ready_at = greatest(due.at, clock_timestamp())
+    -- Where it was put aside it would not be claimed ahead of its new time; a suspect never is.
+    UPDATE eventflow.job SET due_at = due.at, ready_at = greatest(due.at, clock_timestamp()),
+        parked = CASE WHEN parked = 'suspect' THEN parked END
     FROM due WHERE job.id = $1
     RETURNING job.id
 ), requested AS (
