@@ -321,7 +321,7 @@ async def test_sigterm_at_every_failpoint_of_a_worker(dsn: str, admin: Connectio
             assert await worker.ended() == ExitCode.DONE, worker
             assert set(await workers.states(ids)) <= {JobState.WAITING, JobState.SUCCEEDED}, worker
 
-        await side_by_side(stop_at, [name for name, who in SWEPT.items() if who == "worker"])
+        await side_by_side(stop_at, [name for name, who in SWEPT.items() if who == ("worker",)])
         await workers.nothing_is_left()
         assert await admin.fetch(TOO_OFTEN) == []
 
