@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from eventflow.clock import to_microseconds
 from eventflow.errors import LeaseLostError
 from eventflow.ids import JobId, WorkerId, new_uuid
-from eventflow.jobs import CancelOutcome, ClaimBatch, ClaimedJob, Interest, JobState, Outcome, Peer, Settlement
+from eventflow.jobs import (
+    CancelOutcome,
+    ClaimBatch,
+    ClaimedJob,
+    Interest,
+    JobState,
+    Outcome,
+    Peer,
+    RescheduleOutcome,
+    Settlement,
+)
 from tests.support.job_stores import ERROR, InMemoryDriver, PostgresDriver, StoreDriver, after, interest, new_job
 from tests.support.postgres import Database
 
@@ -244,7 +254,9 @@ class Model:
 
     async def _reschedule(self, worker: WorkerId, step: Step) -> None:
         if self.states:
-            await self.driver.store.reschedule(list(self.states)[step.which % len(self.states)], after(HOUR))
+            job_id = list(self.states)[step.which % len(self.states)]
+            if await self.driver.store.reschedule(job_id, after(HOUR)) is RescheduleOutcome.RESCHEDULED:
+                self.put_aside.discard(job_id)
 
     async def _pass_time(self, worker: WorkerId, step: Step) -> None:
         await self.driver.advance(HOUR)
