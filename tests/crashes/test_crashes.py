@@ -1,12 +1,16 @@
 """A process dies by SIGKILL at every failpoint, its jobs in every state; afterwards everything has happened."""
 
+import sys
 from collections.abc import Mapping
 
 import pytest
 
 from tests.crashes.sweep import Combination, Result, combinations
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for all that run beside it
+pytestmark = [
+    pytest.mark.timeout(300),  # the first test waits for all that run beside it
+    pytest.mark.skipif(sys.platform != "linux", reason="/proc shows whether a process stands still"),
+]
 
 
 @pytest.mark.parametrize("combination", combinations("worker"), ids=str)
@@ -28,7 +32,7 @@ def test_rescuer(combination: Combination, results: Mapping[Combination, Result]
 
 @pytest.mark.parametrize("combination", combinations("producer"), ids=str)
 def test_producer(combination: Combination, results: Mapping[Combination, Result]) -> None:
-    """What was committed runs, although nobody was notified of it; of what was not there is no trace."""
+    """What was committed is claimed within two seconds, although nobody was notified; of the rest there is no trace."""
     _judge(results[combination])
 
 

@@ -83,6 +83,8 @@ async def judge(scene: Scene, end: Callable[[str, int], End], *, given_crashes: 
     }
     _check_families([story.row for story in stories])
     for story in stories:
+        if not scene.subjects:  # a producer's jobs
+            _check_pick_up(story)
         given = given_crashes if story.id in scene.subjects else 0
         _check_changes(story.changes)
         due_at: datetime = story.row["due_at"]
@@ -145,6 +147,11 @@ def _check_end(story: JobStory, end: Callable[[str, int], End], kills: Sequence[
         assert story.starts, row
 
 
+def _check_pick_up(story: JobStory) -> None:
+    inserted, claimed, *_ = story.changes
+    _check_promise(story.row["name"], "claimed", claimed.at - inserted.at)
+
+
 def _check_families(rows: Sequence[asyncpg.Record]) -> None:
     """Who is to have a follow-up job has exactly one, if, and only if, it succeeded."""
     parents = [str(row["id"]) for row in rows if row["name"] == "Parent"]
@@ -168,7 +175,7 @@ def _restart(story: JobStory, kill: Kill, given_crashes: int) -> Restart:
 def _check_promise(name: str, what: str, took: timedelta) -> None:
     if took > PROMISE:
         busy = took <= PROMISE + NOISE
-        raise (InconclusiveError if busy else AssertionError)(f"{name} was {what} {took} after the kill")
+        raise (InconclusiveError if busy else AssertionError)(f"{name} was {what} only after {took}")
 
 
 def _json(text: str | None) -> Any:  # Any: what is stored there
