@@ -37,16 +37,17 @@ def _asked_for(items: Iterable[pytest.Item]) -> Iterator[Combination]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Show how many combinations there were, and how long others took to have the jobs."""
-    results = list(config.stash.get(RESULTS, dict[Combination, Result]()).values())
-    if not results:
+    found = config.stash.get(RESULTS, dict[Combination, Result]())
+    if not found:
         return
+    results = found.values()
     restarts = [restart for result in results for restart in result.restarts]
     reached = sum(result.reached for result in results)
     terminalreporter.section("crashes")
-    again = sum(result.tries > 1 for result in results)
-    terminalreporter.line(
-        f"{len(results)} combinations, {reached} with a kill, the others cannot be reached; {again} tried again"
-    )
+    terminalreporter.line(f"{len(results)} combinations, {reached} with a kill, the others cannot be reached")
+    for combination, result in found.items():
+        for doubt in result.doubts:
+            terminalreporter.line(f"tried again: {combination}: {doubt}")
     for what, times in (
         ("free again", [restart.freed for restart in restarts]),
         ("claimed again", [restart.claimed for restart in restarts if restart.claimed]),

@@ -45,13 +45,13 @@ class Result(msgspec.Struct, frozen=True):
 
     Attributes:
         reached: A process died there; otherwise none passed the point, as was expected.
-        tries: How many it took to see that.
+        doubts: Why earlier tries showed nothing.
     """
 
     reached: bool = False
     restarts: Sequence[Restart] = ()
     error: BaseException | None = None
-    tries: int = 1
+    doubts: tuple[str, ...] = ()
 
 
 def combinations(who: str) -> list[Combination]:
@@ -82,13 +82,15 @@ async def _sweep(
             if sum(result.error is not None for result in results.values()) >= MOST_ERRORS:
                 results[combination] = Result(error=AssertionError(f"not tried: {MOST_ERRORS} others failed"))
                 continue
+            doubts: list[str] = []
             for attempt, soon in enumerate(SOON, 1):
                 place = directory / f"{combination}-{attempt}"
                 place.mkdir()
                 result = await _try(database, place, combination, soon)
-                results[combination] = msgspec.structs.replace(result, tries=attempt)
+                results[combination] = msgspec.structs.replace(result, doubts=tuple(doubts))
                 if not isinstance(result.error, InconclusiveError):
                     break
+                doubts.append(str(result.error))
 
     async with anyio.create_task_group() as group:
         for database in databases:

@@ -32,7 +32,7 @@ def test_rescuer(combination: Combination, results: Mapping[Combination, Result]
 
 @pytest.mark.parametrize("combination", combinations("producer"), ids=str)
 def test_producer(combination: Combination, results: Mapping[Combination, Result]) -> None:
-    """What was committed is claimed within two seconds, although nobody was notified; of the rest there is no trace."""
+    """What was committed is found within two seconds, although nobody was notified; of the rest there is no trace."""
     _judge(results[combination])
 
 
