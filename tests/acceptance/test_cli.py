@@ -19,6 +19,7 @@ from eventflow import EventFlow, Job, JobContext, JobId
 from eventflow.cli.exits import ExitCode
 from eventflow.devdb import EmbeddedPostgres, cached_template
 from eventflow.postgres import Connection
+from eventflow.postgres.migrator import latest_version, migrations
 from tests.support.postgres import PASSWORD, Database
 from tests.support.waiting import eventually, until
 
@@ -245,10 +246,12 @@ async def test_migrate_checks_applies_and_repeats(cli: CommandLine, empty_databa
         process = await cli.run("migrate", *options)
         return process.process.returncode, process.out
 
-    assert await migrate("--check") == (ExitCode.MIGRATIONS_MISSING, "missing 0001_jobs\n")
-    assert await migrate() == (ExitCode.DONE, "applied 0001_jobs\n")
-    assert await migrate() == (ExitCode.DONE, "nothing to do: schema 'eventflow' is at migration 1\n")
-    assert await migrate("--check") == (ExitCode.DONE, "schema 'eventflow' is at migration 1\n")
+    all_of_them = [migration.name for migration in migrations()]
+    at = f"schema 'eventflow' is at migration {latest_version()}\n"
+    assert await migrate("--check") == (ExitCode.MIGRATIONS_MISSING, "".join(f"missing {n}\n" for n in all_of_them))
+    assert await migrate() == (ExitCode.DONE, "".join(f"applied {n}\n" for n in all_of_them))
+    assert await migrate() == (ExitCode.DONE, f"nothing to do: {at}")
+    assert await migrate("--check") == (ExitCode.DONE, at)
 
 
 async def test_the_printed_sql_is_what_migrate_applies(cli: CommandLine, empty_database: Database) -> None:
@@ -269,7 +272,7 @@ async def test_tables_newer_than_the_code_are_left_alone(cli: CommandLine, admin
     for process in (cli.start("migrate", "--check"), cli.worker()):
         assert await process.ended() == ExitCode.FAILED
         assert process.err.startswith(
-            "error: schema 'eventflow' is at migration 9999, newer than the 1 this code knows"
+            f"error: schema 'eventflow' is at migration 9999, newer than the {latest_version()} this code knows"
         )
 
 
