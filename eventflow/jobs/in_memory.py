@@ -1,6 +1,6 @@
 """The job store in memory, and the scheduler over it: for tests, prototypes and simulation."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import log2
 from typing import Any
 
@@ -205,7 +205,7 @@ class InMemoryJobStore:
             self._wake()
         return len(unknown)
 
-    async def sweep(self, interest: Interest) -> int:
+    async def sweep(self) -> int:
         return 0  # claims look at all jobs
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
@@ -285,12 +285,12 @@ class InMemoryJobStore:
 
     def _settle(self, row: _Row, settlement: Settlement) -> None:
         row.started_us = settlement.started_us
-        cancelled = self._answer_signals(row)
-        if cancelled and settlement.outcome in (Outcome.RELEASED, Outcome.RETRY):
+        asked = self._answer_signals(row)
+        if "cancel" in asked and settlement.outcome in (Outcome.RELEASED, Outcome.RETRY):
             self._end(row, JobState.CANCELLED, retention_days=1)
             return
         if settlement.outcome is Outcome.RELEASED:
-            self._wait_again(row, settlement.due, attempts_back=1)
+            self._give_back(row, settlement.due, asked)
             return
         if settlement.error is not None:
             row.error = msgspec.json.decode(settlement.error)
@@ -301,14 +301,18 @@ class InMemoryJobStore:
         row.reason = settlement.reason
         self._end(row, _ENDED[settlement.outcome], settlement.retention_days)
 
-    def _answer_signals(self, row: _Row) -> bool:
-        """Forget what was asked of this claim; tell whether it was to be cancelled."""
+    def _answer_signals(self, row: _Row) -> dict[str, Signal]:
+        """Forget what was asked of this claim, and tell."""
         if row.worker_id is None:
-            return False
+            return {}
         signals = self._workers[row.worker_id].signals
-        signals.pop((row.job.id, "reschedule"), None)
-        asked = signals.pop((row.job.id, "cancel"), None)
-        return asked is not None and asked.claim_no == row.claim_no
+        asked = (signals.pop((row.job.id, kind), None) for kind in ("cancel", "reschedule"))
+        return {signal.kind: signal for signal in asked if signal is not None and signal.claim_no == row.claim_no}
+
+    def _give_back(self, row: _Row, due: Due | None, asked: Mapping[str, Signal]) -> None:
+        if "reschedule" in asked:
+            due = Due(at_us=asked["reschedule"].due_us)
+        self._wait_again(row, due, attempts_back=1)
 
     def _wait_again(self, row: _Row, due: Due | None, *, attempts_back: int) -> None:
         now = self._now()
@@ -333,7 +337,8 @@ class InMemoryJobStore:
         worker.open = False
         held = self._held_by(worker.record.id)
         for row in held:
-            if self._answer_signals(row):
+            asked = self._answer_signals(row)
+            if "cancel" in asked:
                 self._end(row, JobState.CANCELLED, retention_days=1)
                 continue
             if crashed:
@@ -344,7 +349,7 @@ class InMemoryJobStore:
                 row.error = {"type": "WorkerDied", "message": f"{row.crashes} workers died while they held this job"}
                 self._end(row, JobState.DEAD, retention_days=0)
                 continue
-            self._wait_again(row, None, attempts_back=1)
+            self._give_back(row, None, asked)
         self._wake()
         return len(held)
 

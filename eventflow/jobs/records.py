@@ -211,7 +211,7 @@ class RescheduleOutcome(Enum):
 
     RESCHEDULED = "rescheduled"
     REQUESTED = "requested"
-    """A worker holds it; moved if it has not started."""
+    """A worker holds it: moved if it has not started, or is given back unfinished."""
     NOT_FOUND = "not_found"
 
 

@@ -98,7 +98,7 @@ class JobStore(Protocol):
         """Put some ready jobs that are outside *interest* out of the way of claims; returns how many."""
         ...
 
-    async def sweep(self, interest: Interest) -> int:
+    async def sweep(self) -> int:
         """Find jobs that claims have passed by, if the store knows such; returns how many are ready again."""
         ...
 

@@ -18,7 +18,7 @@ STEP_US = 1_000_000
 class _Look(msgspec.Struct, frozen=True):
     at_us: int
     next_xid: int
-    """The first transaction that had not begun by then."""
+    """No transaction had this number by then, nor one beyond."""
 
 
 class LowerBounds:
@@ -65,7 +65,7 @@ class LowerBounds:
             at_us: When it was made.
             open_xid: The oldest transaction that was open.
             oldest_xid: The same, from :attr:`settled_xid` on.
-            next_xid: The first that had not begun.
+            next_xid: A number that none had by then, nor one beyond.
             left_us: By number of the range, when the earliest job that stayed there was ready; 0: none stayed.
         """
         if self._looks and at_us < self._looks[-1].at_us:

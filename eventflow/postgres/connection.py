@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import anyio
 import asyncpg
@@ -12,8 +12,6 @@ import asyncpg
 from eventflow.errors import DatabaseError
 from eventflow.postgres.pooler import Dialer
 from eventflow.postgres.translation import DRIVER_ERRORS, needs_new_session, translate
-
-T = TypeVar("T")
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 AnyConnection: TypeAlias = "Connection | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"

@@ -329,11 +329,11 @@ class PostgresJobStore:
             self._signal()  # others look at once whether they know them
         return parked
 
-    async def sweep(self, interest: Interest) -> int:
+    async def sweep(self) -> int:
         if not self._bounds.may_have_passed_jobs:
             return 0
         open_xid = self._bounds.open_xid
-        [row] = await self._watching.fetch(self._sql("sweep_jobs"), interest.queues, self._bounds.bounds_us)
+        [row] = await self._watching.fetch(self._sql("sweep_jobs"), self._bounds.bounds_us)
         self._bounds.swept(open_xid)
         swept: int = row["swept"]
         if swept:

@@ -171,7 +171,7 @@ class Model:
         self.put_aside = aside
 
     async def _sweep(self, worker: WorkerId, step: Step) -> None:
-        await self.driver.store.sweep(self.wants)
+        await self.driver.store.sweep()
 
     async def _settle(self, worker: WorkerId, step: Step) -> None:
         live = [(w, c) for w, c in self.claims if self.holders.get(c.id) == (w, c.claim_no)]

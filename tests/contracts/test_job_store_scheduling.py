@@ -198,6 +198,27 @@ async def test_worker_of_a_claimed_job_is_asked_to_reschedule_it(driver: StoreDr
     assert (signal.job_id, signal.kind, signal.due_us) == (job_id, "reschedule", at_us)
 
 
+@pytest.mark.parametrize("way", ["released", "closed", "rescued"])
+async def test_claimed_job_given_back_waits_for_the_time_it_was_asked_to(driver: StoreDriver, way: str) -> None:
+    """Whoever asked was told that the worker was: its end before it read that must not lose the request."""
+    worker, other = await driver.open_worker(), await driver.open_worker()
+    job_id = await driver.insert()
+    claim = await driver.claim_one(worker)
+    due_at = await driver.now() + HOUR
+    await driver.store.reschedule(job_id, Due(at_us=to_microseconds(due_at)))
+    if way == "released":
+        await driver.settle(worker, claim, Outcome.RELEASED)
+    elif way == "closed":
+        await driver.store.close_worker(worker)
+    else:
+        await driver.store.rescue(await driver.peer(worker))
+
+    assert (await driver.get(job_id)).due_at == due_at
+    assert await driver.claim(other) == []
+    await driver.advance(HOUR)
+    assert await driver.claim_ids(other) == [job_id]
+
+
 async def test_find_filters_and_shows_the_newest_first(driver: StoreDriver) -> None:
     """Jobs are found by state, queue and name, in every table, newest first and no more than asked for."""
     worker = await driver.open_worker()

@@ -142,7 +142,7 @@ async def test_only_the_sweep_finds_what_breaks_the_rule(
 ) -> None:
     """Which shows that the bound had moved on in the test above, and that claims begin there."""
 
-    async def no_sweep(store: PostgresJobStore, interest: object) -> int:
+    async def no_sweep(store: PostgresJobStore) -> int:
         return 0
 
     monkeypatch.setattr(PostgresJobStore, "sweep", no_sweep)
@@ -241,7 +241,7 @@ class Histories:
         await self.stores[step.who].tick(self.workers[step.who], self.wants)
 
     async def _sweep(self, step: Step) -> None:
-        await self.stores[step.who].sweep(self.wants)
+        await self.stores[step.who].sweep()
 
     async def _end(self, step: Step) -> None:
         if self.held:

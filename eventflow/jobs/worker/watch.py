@@ -146,7 +146,7 @@ class Watch:
     async def _sweep(self) -> None:
         started = self._clock.monotonic()
         if started >= self._sweep_from:
-            await self._store.sweep(self._interest)
+            await self._store.sweep()
             self._sweep_from = started + (self._clock.monotonic() - started) / SWEEP_SHARE
 
     async def _rescue_the_dead(self, tick: Tick) -> bool:

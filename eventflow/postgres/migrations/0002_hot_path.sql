@@ -79,9 +79,9 @@ LANGUAGE sql IMMUTABLE RETURN CASE WHEN crashes >= 2 THEN 'suspect' END;
 --   settled_xid: transactions before this have been open for so long that nobody waits for them.
 -- Returns at least one row. The first columns are the same in all: now_us, open (false: the worker was closed,
 -- nothing is claimed), split_us (what was ready by then counts as ready), next_us (the earliest job within two
--- seconds beyond the horizon, or null). Only in the first row, if it looked: open_xid (the oldest
--- transaction that was open), oldest_xid (the same, not counting settled ones), next_xid (the first that had not begun),
--- and pairwise left_ranges and left_us (the earliest ready job that was not claimed, 0 if there is none). Then the job, or nulls.
+-- seconds beyond the horizon, or null). Only in the first row, if it looked: open_xid (the oldest transaction that
+-- was open), oldest_xid (the same, not counting settled ones), next_xid (see next_free_xid), and pairwise left_ranges
+-- and left_us (the earliest ready job that was not claimed, 0 if there is none). Then the job, or nulls.
 CREATE FUNCTION eventflow.claim_jobs(
     worker_id uuid, queues text[], names text[], versions integer[], ready integer, ahead integer, horizon_us bigint,
     parked boolean, suspect boolean, look_from_us bigint, settled_xid bigint, bounds_us bigint[]
@@ -191,7 +191,7 @@ WITH me AS MATERIALIZED (
     FROM (VALUES (true)) AS once LEFT JOIN moved AS m ON true
 )
 SELECT
-    eventflow.microseconds(clock_timestamp()), EXISTS (SELECT FROM me), eventflow.microseconds(now),
+    (SELECT eventflow.microseconds(clock_timestamp())), EXISTS (SELECT FROM me), eventflow.microseconds(now),
     (SELECT eventflow.microseconds(later.ready_at) FROM later),
     CASE WHEN a.looked THEN pg_snapshot_xmin(pg_current_snapshot())::text::bigint END,
     CASE WHEN a.looked THEN eventflow.oldest_open_xid(pg_current_snapshot(), claim_jobs.settled_xid) END,
@@ -211,8 +211,9 @@ $$;
 -- Returns one row: now_us, next_us (when the earliest claimable job of the next two seconds is ready, or null), open,
 -- server, blocked (among the first ready jobs are some it cannot run), parked (others put jobs aside that it can run),
 -- suspect_us (since when a job waits that must run alone, or null), my_turn (of the open workers of the same queues it
--- is this one's second, or longer while a suspect waits); as with a claim looked_us (when), open_xid, oldest_xid, next_xid, left_ranges, left_us; then arrays: peers (other open workers' ids), beats, gone (their proven session is missing),
--- and the signals to this worker.
+-- is this one's second, or longer while a suspect waits); looked_us (when), and as with a claim open_xid, oldest_xid,
+-- next_xid, left_ranges, left_us; then arrays: peers (other open workers' ids), beats, gone (their proven session is
+-- missing), and the signals to this worker.
 CREATE FUNCTION eventflow.tick_worker(
     worker_id uuid, queues text[], names text[], versions integer[], settled_xid bigint, bounds_us bigint[]
 ) RETURNS TABLE (
@@ -351,14 +352,14 @@ $$;
 -- Bring jobs back that claims have passed by: rows below a bound, of a transaction that was open for very long, or
 -- written by somebody who does not know the rule that no job becomes ready in the past. They are ready now instead.
 -- Walks what dead entries there are, so one worker does it at a time. Returns how many it found, at most 10,000.
-CREATE FUNCTION eventflow.sweep_jobs(queues text[], bounds_us bigint[]) RETURNS integer
+CREATE FUNCTION eventflow.sweep_jobs(bounds_us bigint[]) RETURNS integer
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
 DECLARE
     swept integer;
 BEGIN
 WITH passed AS MATERIALIZED (
-    SELECT j.id FROM eventflow.claim_ranges(sweep_jobs.queues, sweep_jobs.bounds_us) AS r CROSS JOIN LATERAL (
+    SELECT j.id FROM eventflow.claim_ranges(NULL, sweep_jobs.bounds_us) AS r CROSS JOIN LATERAL (
         SELECT w.id FROM eventflow.job AS w
         WHERE w.queue_id = r.queue_id AND w.lane = 0 AND w.priority = r.priority AND w.parked IS NULL
           AND w.ready_at < r.bound
@@ -426,14 +427,15 @@ SELECT e.id FROM ended AS e;
 END
 $$;
 
--- End claims whose jobs wait again, fenced by worker and claim number: retries, and releases, which give the
--- attempt back. One whose cancellation was requested ends instead.
+-- End claims whose jobs wait again, fenced by worker and claim number: retries, and those that are given back. One
+-- whose cancellation was requested ends instead; one given back takes the due time that was requested.
 --   Pairwise: at_us (a new due time) or delay_us (from now; both null: at the due time), refunds (attempts given
 --   back), started_us, errors (JSON or null).
+--   crashed: the worker died, which is counted, and noted with the attempt; at the fifth a job becomes a dead letter.
 -- Returns the ids that were still this worker's; of the others nothing is changed.
 CREATE FUNCTION eventflow.return_jobs(
     worker_id uuid, ids uuid[], claim_nos integer[], at_us bigint[], delay_us bigint[], refunds integer[],
-    started_us bigint[], errors text[]
+    started_us bigint[], errors text[], crashed boolean
 ) RETURNS SETOF uuid
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
@@ -454,7 +456,7 @@ WITH given AS MATERIALIZED (
 ), answered AS (
     DELETE FROM eventflow.signal AS s
     WHERE s.worker_id = return_jobs.worker_id AND s.job_id IN (SELECT e.id FROM ended AS e)
-    RETURNING s.job_id, s.claim_no, s.kind
+    RETURNING s.job_id AS id, s.claim_no, s.kind, s.due_at
 ), cancelled AS (
     -- Somebody was told that the job's end was requested: it does not wait again.
     INSERT INTO eventflow.job_history (
@@ -465,33 +467,55 @@ WITH given AS MATERIALIZED (
         e.id, (statement_timestamp() AT TIME ZONE 'UTC')::date + 1, 'cancelled', e.queue_id, e.priority, e.due_at,
         e.created_at, e.name, e.version, e.payload, e.headers, e.tags, e.aggregate_id, e.key, e.batch_id, e.attempt,
         e.crashes, e.claim_no, e.past_attempts, e.worker_id, statement_timestamp()
-    FROM ended AS e JOIN answered AS a ON a.job_id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
-    WHERE eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
+    FROM ended AS e JOIN answered AS a USING (id, claim_no)
+    WHERE a.kind = 'cancel'
+      AND eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
     ON CONFLICT (id, expires_on) DO NOTHING  -- a client used the id of a job that ended today for another
-), timed AS (
-    SELECT e.*, g.delay_us, g.refund, g.started_us, g.error, clock_timestamp() AS now,
-        coalesce(eventflow.instant(g.at_us), e.due_at) AS next_due_at
-    FROM ended AS e JOIN given AS g USING (id)
+), kept AS MATERIALIZED (
+    SELECT e.*, g.delay_us, clock_timestamp() AS now,
+        greatest(e.attempt - g.refund, 0) AS attempts_used,
+        least(e.crashes, 999999999) + return_jobs.crashed::integer AS deaths,
+        return_jobs.crashed AND e.crashes >= 4 AS is_deadly,
+        coalesce(moved.due_at, eventflow.instant(g.at_us), e.due_at) AS next_due_at,
+        CASE WHEN return_jobs.crashed OR g.error IS NOT NULL THEN
+            eventflow.add_attempt(e.past_attempts, jsonb_build_object(
+                'attempt', e.attempt, 'worker', e.worker_id,
+                'started_at', coalesce(eventflow.instant(g.started_us), e.claimed_at), 'ended_at', clock_timestamp(),
+                'outcome', CASE WHEN return_jobs.crashed THEN 'worker_died' ELSE 'retry' END, 'error', g.error::jsonb))
+            ELSE e.past_attempts
+        END AS attempts
+    FROM ended AS e JOIN given AS g USING (id, claim_no)
+    LEFT JOIN answered AS moved
+        ON moved.id = e.id AND moved.claim_no = e.claim_no AND moved.kind = 'reschedule' AND g.refund > 0
     WHERE NOT EXISTS (
-        SELECT FROM answered AS a WHERE a.job_id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
+        SELECT FROM answered AS a WHERE a.id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
     )
+), buried AS (
+    INSERT INTO eventflow.dead_letter (
+        id, died_at, reason, error, queue_id, lane, priority, due_at, created_at, name, version, payload, headers,
+        tags, aggregate_id, key, batch_id, retry, timeout_us, attempt, crashes, claim_no, past_attempts, worker_id
+    )
+    SELECT
+        k.id, statement_timestamp(), 'worker_died', json_build_object(
+            'type', 'WorkerDied', 'message', format('%s workers died while they held this job', k.deaths),
+            'traceback', ''),
+        k.queue_id, k.lane, k.priority, k.due_at, k.created_at, k.name, k.version, k.payload, k.headers, k.tags,
+        k.aggregate_id, k.key, k.batch_id, k.retry, k.timeout_us, k.attempt, k.deaths, k.claim_no, k.attempts,
+        k.worker_id
+    FROM kept AS k WHERE k.is_deadly
+    ON CONFLICT (id) DO NOTHING  -- a client used the id of a dead letter for another job
 ), waiting AS (
     INSERT INTO eventflow.job (
         id, queue_id, lane, priority, due_at, ready_at, expires_at, created_at, name, version, payload, headers, tags,
         aggregate_id, key, batch_id, retry, timeout_us, attempt, crashes, claim_no, past_attempts, parked
     )
     SELECT
-        t.id, t.queue_id, t.lane, t.priority, t.next_due_at,
-        greatest(t.next_due_at, t.now + coalesce(t.delay_us, 0) * interval '1 microsecond'),
-        t.expires_at, t.created_at, t.name, t.version, t.payload, t.headers, t.tags, t.aggregate_id, t.key,
-        t.batch_id, t.retry, t.timeout_us, t.attempt - t.refund, t.crashes, t.claim_no,
-        CASE WHEN t.error IS NULL THEN t.past_attempts ELSE
-            eventflow.add_attempt(t.past_attempts, jsonb_build_object(
-                'attempt', t.attempt, 'worker', t.worker_id, 'started_at', eventflow.instant(t.started_us),
-                'ended_at', t.now, 'outcome', 'retry', 'error', t.error::jsonb))
-        END,
-        eventflow.parked_after(t.crashes)
-    FROM timed AS t
+        k.id, k.queue_id, k.lane, k.priority, k.next_due_at,
+        greatest(k.next_due_at, k.now + coalesce(k.delay_us, 0) * interval '1 microsecond'),
+        k.expires_at, k.created_at, k.name, k.version, k.payload, k.headers, k.tags, k.aggregate_id, k.key,
+        k.batch_id, k.retry, k.timeout_us, k.attempts_used, k.deaths, k.claim_no, k.attempts,
+        eventflow.parked_after(k.deaths)
+    FROM kept AS k WHERE NOT k.is_deadly
     ON CONFLICT (id) DO NOTHING  -- a client inserted the claimed job again: that one waits
 )
 SELECT e.id FROM ended AS e;
@@ -544,93 +568,46 @@ SELECT e.id FROM ended AS e;
 END
 $$;
 
--- Let all jobs of a closed worker wait again, ready now, their attempts given back; but those whose cancellation was
--- requested end, and those that were held by the fifth worker that died become dead letters.
---   crashed: it died, which is counted, and noted with the attempt.
--- Returns the number of jobs.
+-- Give all jobs of a closed worker back, ready now; see return_jobs. Returns the number of jobs.
 CREATE FUNCTION eventflow.release_claims(worker_id uuid, crashed boolean) RETURNS bigint
 LANGUAGE plpgsql VOLATILE AS $$
-#variable_conflict use_column
 DECLARE
+    ids uuid[];
+    claim_nos integer[];
     released bigint;
 BEGIN
-WITH ended AS (
-    DELETE FROM eventflow.running AS r WHERE r.worker_id = release_claims.worker_id RETURNING r.*
-), answered AS (
-    DELETE FROM eventflow.signal AS s WHERE s.worker_id = release_claims.worker_id
-    RETURNING s.job_id, s.claim_no, s.kind
-), cancelled AS (
-    -- Somebody was told that the job's end was requested: it does not wait again.
-    INSERT INTO eventflow.job_history (
-        id, expires_on, state, queue_id, priority, due_at, created_at, name, version, payload, headers, tags,
-        aggregate_id, key, batch_id, attempt, crashes, claim_no, past_attempts, worker_id, finished_at
-    )
-    SELECT
-        e.id, (statement_timestamp() AT TIME ZONE 'UTC')::date + 1, 'cancelled', e.queue_id, e.priority, e.due_at,
-        e.created_at, e.name, e.version, e.payload, e.headers, e.tags, e.aggregate_id, e.key, e.batch_id, e.attempt,
-        e.crashes, e.claim_no, e.past_attempts, e.worker_id, statement_timestamp()
-    FROM ended AS e JOIN answered AS a ON a.job_id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
-    WHERE eventflow.history_partition((statement_timestamp() AT TIME ZONE 'UTC')::date + 1) IS NOT NULL
-    ON CONFLICT (id, expires_on) DO NOTHING  -- a client used the id of a job that ended today for another
-), counted AS MATERIALIZED (
-    SELECT e.*, least(e.crashes, 999999999) + release_claims.crashed::integer AS deaths,
-        CASE WHEN NOT release_claims.crashed THEN e.past_attempts ELSE
-            eventflow.add_attempt(e.past_attempts, jsonb_build_object(
-                'attempt', e.attempt, 'worker', e.worker_id, 'started_at', e.claimed_at,
-                'ended_at', clock_timestamp(), 'outcome', 'worker_died', 'error', NULL))
-        END AS attempts
-    FROM ended AS e
-    WHERE NOT EXISTS (
-        SELECT FROM answered AS a WHERE a.job_id = e.id AND a.claim_no = e.claim_no AND a.kind = 'cancel'
-    )
-), buried AS (
-    INSERT INTO eventflow.dead_letter (
-        id, died_at, reason, error, queue_id, lane, priority, due_at, created_at, name, version, payload, headers,
-        tags, aggregate_id, key, batch_id, retry, timeout_us, attempt, crashes, claim_no, past_attempts, worker_id
-    )
-    SELECT
-        c.id, statement_timestamp(), 'worker_died', json_build_object(
-            'type', 'WorkerDied', 'message', format('%s workers died while they held this job', c.deaths),
-            'traceback', ''),
-        c.queue_id, c.lane, c.priority, c.due_at, c.created_at, c.name, c.version, c.payload, c.headers, c.tags,
-        c.aggregate_id, c.key, c.batch_id, c.retry, c.timeout_us, c.attempt, c.deaths, c.claim_no, c.attempts,
-        c.worker_id
-    FROM counted AS c WHERE release_claims.crashed AND c.deaths >= 5
-    ON CONFLICT (id) DO NOTHING
-), waiting AS (
-    INSERT INTO eventflow.job (
-        id, queue_id, lane, priority, due_at, ready_at, expires_at, created_at, name, version, payload, headers, tags,
-        aggregate_id, key, batch_id, retry, timeout_us, attempt, crashes, claim_no, past_attempts, parked
-    )
-    SELECT
-        c.id, c.queue_id, c.lane, c.priority, c.due_at, greatest(c.due_at, clock_timestamp()), c.expires_at,
-        c.created_at, c.name, c.version, c.payload, c.headers, c.tags, c.aggregate_id, c.key, c.batch_id, c.retry,
-        c.timeout_us, greatest(c.attempt - 1, 0), c.deaths, c.claim_no, c.attempts, eventflow.parked_after(c.deaths)
-    FROM counted AS c WHERE NOT (release_claims.crashed AND c.deaths >= 5)
-    ON CONFLICT (id) DO NOTHING  -- a client inserted the claimed job again: that one waits
-)
-SELECT count(*) INTO released FROM ended;
+SELECT coalesce(array_agg(r.id), '{}'), array_agg(r.claim_no) INTO ids, claim_nos
+FROM eventflow.running AS r WHERE r.worker_id = release_claims.worker_id;
+SELECT count(*) INTO released FROM eventflow.return_jobs(
+    release_claims.worker_id, ids, claim_nos, at_us => NULL, delay_us => NULL,
+    refunds => array_fill(1, ARRAY[cardinality(ids)]), started_us => NULL, errors => NULL,
+    crashed => release_claims.crashed
+);
+DELETE FROM eventflow.signal AS s WHERE s.worker_id = release_claims.worker_id;  -- sent while their claims ended
 RETURN released;
 END
 $$;
 
 -- Nothing left to choose for the planner; and names mean what they mean here, whatever the session's search path.
--- Sorting is off, so that an ordered range is never read through another index and sorted.
+-- Sorting is off, so that an ordered range is never read through another index and sorted. What ends claims reads every
+-- row by its id, and joins only what it was given: hashed, or a batch would cost its square.
 DO $$
 DECLARE
     hot text;
+    hash_joins text;
     pin text;
 BEGIN
-    FOR hot IN
-        SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc AS p
-        WHERE p.pronamespace = 'eventflow'::pg_catalog.regnamespace AND p.proname IN (
-            'claim_jobs', 'tick_worker', 'park_unknown_jobs', 'sweep_jobs', 'complete_jobs', 'return_jobs', 'bury_jobs',
-            'release_claims')
+    FOR hot, hash_joins IN
+        SELECT p.oid::pg_catalog.regprocedure::text, h.hash_joins FROM pg_catalog.pg_proc AS p JOIN (VALUES
+            ('claim_jobs', 'off'), ('tick_worker', 'off'), ('park_unknown_jobs', 'off'), ('sweep_jobs', 'off'),
+            ('complete_jobs', 'on'), ('return_jobs', 'on'), ('bury_jobs', 'on'), ('release_claims', 'on')
+        ) AS h (name, hash_joins) ON p.proname = h.name
+        WHERE p.pronamespace = 'eventflow'::pg_catalog.regnamespace
     LOOP
         FOREACH pin IN ARRAY ARRAY[
             'search_path = pg_catalog, pg_temp', 'plan_cache_mode = force_generic_plan', 'jit = off',
-            'enable_seqscan = off', 'enable_bitmapscan = off', 'enable_hashjoin = off', 'enable_mergejoin = off',
-            'enable_sort = off', 'max_parallel_workers_per_gather = 0'
+            'enable_seqscan = off', 'enable_bitmapscan = off', 'enable_hashjoin = ' || hash_joins,
+            'enable_mergejoin = off', 'enable_sort = off', 'max_parallel_workers_per_gather = 0'
         ] LOOP
             EXECUTE pg_catalog.format('ALTER FUNCTION %s SET %s', hot, pin);
         END LOOP;
@@ -650,7 +627,8 @@ BEGIN
         SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc AS p
         WHERE p.pronamespace = 'eventflow'::pg_catalog.regnamespace AND p.proname IN (
             'claim_jobs', 'tick_worker', 'park_unknown_jobs', 'sweep_jobs', 'complete_jobs', 'return_jobs', 'bury_jobs',
-            'release_claims', 'microseconds', 'instant', 'claim_ranges', 'add_attempt', 'oldest_open_xid', 'next_free_xid', 'parked_after')
+            'release_claims', 'microseconds', 'instant', 'claim_ranges', 'add_attempt', 'oldest_open_xid',
+            'next_free_xid', 'parked_after')
     LOOP
         EXECUTE pg_catalog.format('ALTER FUNCTION %s OWNER TO eventflow_owner', made);
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made);
