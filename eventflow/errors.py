@@ -216,7 +216,7 @@ class CommitUnknownError(DatabaseError):
     """
     The connection broke while a write was under way, and whether it was committed cannot be told.
 
-    *ids* are the jobs concerned: ``get`` finds them if it was. Scheduling them again may run them twice.
+    *ids* are the jobs concerned: ``get`` tells. Scheduling them again may run them twice.
     """
 
     def __init__(self, ids: Iterable[str]) -> None:

@@ -71,13 +71,19 @@ class JobScheduler(Protocol):
         ...
 
     async def cancel(self, job_id: JobId) -> CancelOutcome:
-        """Keep a job from running; one that a worker holds is asked to stop."""
+        """
+        Keep a job from running; one that a worker holds is asked to stop.
+
+        Raises:
+            DatabaseUnavailableError: nothing was written.
+            CommitUnknownError: the connection broke and it cannot be told: look at the job, or ask again.
+        """
         ...
 
     async def reschedule(
         self, job_id: JobId, *, at: datetime | None = None, delay: timedelta | None = None
     ) -> RescheduleOutcome:
-        """Give a job that has not started another due time."""
+        """Give a job that has not started another due time. Raises as :meth:`cancel` does."""
         ...
 
     async def get(self, job_id: JobId) -> JobRecord | None:

@@ -41,11 +41,15 @@ class JobStore(Protocol):
         Keep a waiting job from running; ask the worker of a claimed one to stop it.
 
         A request holds for that claim: however it ends without success, the job does not wait again.
+
+        Raises:
+            DatabaseUnavailableError: nothing was written.
+            CommitUnknownError: the connection broke and it cannot be told; ask again.
         """
         ...
 
     async def reschedule(self, job_id: JobId, due: Due) -> RescheduleOutcome:
-        """Give a job that has not started another due time."""
+        """Give a job that has not started another due time. Raises as :meth:`cancel` does."""
         ...
 
     async def get(self, job_id: JobId) -> JobRecord | None:

@@ -1,7 +1,8 @@
 """The job store on Postgres."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import anyio
 import asyncpg
@@ -31,6 +32,7 @@ from eventflow.postgres.group_insert import GroupInsert
 from eventflow.postgres.migrator import check_version
 from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_row, insert_arguments, job_record
 from eventflow.postgres.statements import statement
+from eventflow.postgres.transactions import atomic
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
 from eventflow.scheduling import Due
 
@@ -117,21 +119,30 @@ class PostgresJobStore:
     async def _insert_now(self, jobs: Sequence[NewJob]) -> None:
         """Insert and commit, and resolve a commit whose answer was lost."""
         queue_ids = await self._queues(jobs)
-        sent = False
         try:
-            async with self._inserting.connection() as connection:
-                sent = True
+            async with self._committing(self._inserting, [job.id for job in jobs]) as connection:
                 failpoint("insert.sending")
                 soonest_us = await self._write(connection, jobs, queue_ids)
                 failpoint("insert.committed")
-        except DatabaseUnavailableError as exc:
-            if not sent or exc.__cause__ is None or not may_have_committed(exc.__cause__):
-                raise
+        except CommitUnknownError:
             if not await self._exist(jobs):
-                raise CommitUnknownError([job.id for job in jobs]) from exc
+                raise
             soonest_us = 0
         if soonest_us < NOTIFY_WITHIN_US:
             self._wake()
+
+    @asynccontextmanager
+    async def _committing(self, lane: Lane, ids: Sequence[JobId]) -> AsyncGenerator[Connection]:
+        """The connection for a statement that commits; one whose answer is lost is a CommitUnknownError."""
+        sent = False
+        try:
+            async with lane.connection() as connection:
+                sent = True
+                yield connection
+        except DatabaseUnavailableError as exc:
+            if sent and exc.__cause__ is not None and may_have_committed(exc.__cause__):
+                raise CommitUnknownError(ids) from exc
+            raise
 
     async def insert_in(self, connection: AnyConnection, jobs: Sequence[NewJob]) -> int:
         """
@@ -185,7 +196,8 @@ class PostgresJobStore:
 
     async def cancel(self, job_id: JobId) -> CancelOutcome:
         for _ in range(MOVES):
-            [row] = await self._looking.fetch(self._sql("cancel_job"), job_id.uuid)
+            async with self._committing(self._looking, [job_id]) as connection:
+                [row] = await connection.fetch(self._sql("cancel_job"), job_id.uuid)
             if row["cancelled"]:
                 return CancelOutcome.CANCELLED
             if row["requested"]:
@@ -195,7 +207,8 @@ class PostgresJobStore:
 
     async def reschedule(self, job_id: JobId, due: Due) -> RescheduleOutcome:
         for _ in range(MOVES):
-            [row] = await self._looking.fetch(self._sql("reschedule_job"), job_id.uuid, due.at_us, due.delay_us)
+            async with self._committing(self._looking, [job_id]) as connection:
+                [row] = await connection.fetch(self._sql("reschedule_job"), job_id.uuid, due.at_us, due.delay_us)
             if row["rescheduled"]:
                 self._wake()
                 return RescheduleOutcome.RESCHEDULED
@@ -359,7 +372,7 @@ class PostgresJobStore:
         async with self._settling.connection() as connection:
             if ended and not (waiting or dead or follow_ups):
                 return await self._complete(connection, worker_id, ended)  # most batches: one statement
-            async with connection.transaction():
+            async with atomic(connection):
                 settled = await self._complete(connection, worker_id, ended) if ended else set[JobId]()
                 settled |= await self._return(connection, worker_id, waiting) if waiting else set[JobId]()
                 settled |= await self._bury(connection, worker_id, dead) if dead else set[JobId]()
@@ -425,10 +438,7 @@ class PostgresJobStore:
 
     async def _close_worker(self, worker_id: WorkerId, *, beat: int | None, crashed: bool) -> int | None:
         # Read committed: the claims that closing waited for are seen by the statement after it.
-        async with (
-            self._watching.connection() as connection,
-            connection.transaction(isolation="read_committed"),
-        ):
+        async with self._watching.connection() as connection, atomic(connection):
             failpoint("rescue.closing")
             await connection.execute(RESCUE_LOCK)
             if await connection.fetchval(self._sql("close_worker"), worker_id.uuid, beat) is None:

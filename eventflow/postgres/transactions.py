@@ -10,7 +10,7 @@ from asyncpg.transaction import Transaction as DriverTransaction
 
 from eventflow.errors import CommitUnknownError
 from eventflow.ids import JobId
-from eventflow.postgres.connection import STATEMENT_SECONDS, AnyConnection
+from eventflow.postgres.connection import STATEMENT_SECONDS, AnyConnection, Connection
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
 
 PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -118,6 +118,27 @@ class Transactions:
             if isinstance(exc, DRIVER_ERRORS):
                 raise translate(exc, self._schema) from exc
             raise
+
+
+@asynccontextmanager
+async def atomic(connection: Connection) -> AsyncGenerator[None]:
+    """
+    A transaction on a connection of our own, read committed: each statement sees what was committed before it.
+
+    Unless the server itself refused something, the connection is dropped with it: a ROLLBACK would wait for the same
+    server as long again.
+    """
+    scope = connection.transaction(isolation="read_committed")
+    try:
+        await scope.start()
+        yield
+        await scope.commit()
+    except asyncpg.PostgresError:
+        await roll_back(connection, scope)
+        raise
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 async def roll_back(connection: AnyConnection, scope: DriverTransaction) -> None:

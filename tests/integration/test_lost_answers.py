@@ -2,6 +2,8 @@
 
 import threading
 from contextlib import suppress
+from datetime import timedelta
+from uuid import UUID
 
 import anyio.lowlevel
 import asyncpg
@@ -23,6 +25,7 @@ from tests.support.proxy import Proxy
 from tests.support.transitions import Transitions
 from tests.support.waiting import eventually, until
 
+HOUR = timedelta(hours=1)
 HORIZON = int(WorkerSettings().claim_ahead * 1_000_000).to_bytes(8, "big")
 """An argument that only a claim has."""
 
@@ -157,6 +160,28 @@ async def test_insert_that_may_still_arrive_is_not_said_to_have_failed(dsn: str,
         assert await _count(admin_dsn) == 1
 
 
+@pytest.mark.parametrize("what", ["cancel", "reschedule"])
+async def test_change_without_an_answer_is_not_said_to_have_failed(dsn: str, what: str) -> None:
+    """It was made here; "nothing was written" would have been a lie."""
+    proxy = Proxy(dsn)
+    async with proxy.serve() as address, flow.open(address) as app:
+        opener, job_id = await app.jobs.schedule_many([Send(to="me")] * 2, delay=HOUR)
+
+        async def change(job_id: JobId) -> object:
+            return await (app.jobs.cancel(job_id) if what == "cancel" else app.jobs.reschedule(job_id, delay=2 * HOUR))
+
+        await change(opener)  # makes the statement known to the server, so that what follows is one message
+        proxy.cut_after(UUID(job_id.uuid).bytes)
+        with pytest.raises(CommitUnknownError) as raised:
+            await change(job_id)
+        record = await app.jobs.get(job_id)
+
+        assert list(raised.value.ids) == [job_id]
+        assert record is not None
+        assert record.state is (JobState.CANCELLED if what == "cancel" else JobState.WAITING)
+        assert record.due_at - record.created_at > (timedelta() if what == "cancel" else 1.5 * HOUR)
+
+
 async def test_claim_without_an_answer_is_adopted(dsn: str, transitions: Transitions) -> None:
     """Its jobs are this worker's: it finds and runs them, once."""
     proxy = Proxy(dsn)
@@ -227,9 +252,9 @@ async def test_completion_with_follow_ups_is_one_whatever_comes_of_its_commit(
         opener = await producer.jobs.schedule(Opener())
         await eventually(lambda: _succeeded(producer, opener))
         if arrives:
-            proxy.cut_after(b"COMMIT")
+            proxy.cut_after(b"COMMIT;")
         else:
-            proxy.cut_before(b"COMMIT")
+            proxy.cut_before(b"COMMIT;")
         job_id = await producer.jobs.schedule(SendTwice(to="me"))
         await eventually(lambda: _succeeded(producer, job_id))
         assert proxy.cuts == 1

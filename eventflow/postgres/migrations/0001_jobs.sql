@@ -55,13 +55,14 @@ CREATE TABLE eventflow.job (
     created_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     name text NOT NULL CHECK (pg_catalog.length(name) BETWEEN 1 AND 200),
     version integer NOT NULL CHECK (version > 0),
-    payload json NOT NULL CHECK (pg_catalog.octet_length(payload::text) <= 16777216),
-    headers json,                           -- correlation, causation, trace
+    -- a worker that claims hundreds of the largest still has them within a statement's time
+    payload json NOT NULL CHECK (pg_catalog.octet_length(payload::text) <= 2097152),
+    headers json CHECK (pg_catalog.octet_length(headers::text) <= 65536),  -- correlation, causation, trace
     tags text[],
     aggregate_id text,
     key text CHECK (pg_catalog.length(key) BETWEEN 1 AND 200),
     batch_id uuid,
-    retry json,                             -- numbers of a retry policy, where the call gave one
+    retry json CHECK (pg_catalog.octet_length(retry::text) <= 65536),  -- of a retry policy, where the call gave one
     timeout_us bigint CHECK (timeout_us > 0),
     -- attempts used of the retry budget; workers that died while holding it; claims ever made: the fence
     attempt integer NOT NULL DEFAULT 0 CHECK (attempt BETWEEN 0 AND 1000000000),
