@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
@@ -11,20 +12,23 @@ from eventflow import (
     AnyCommand,
     CommandContext,
     DistinctCommand,
+    DomainError,
     EventFlow,
     InvalidHandlerError,
     InvalidScheduleError,
     JobState,
     ManualClock,
     PublishCommandJob,
+    RetryPolicy,
     command_version,
     job_version,
 )
 from eventflow.clock import to_microseconds
 from eventflow.commands import CallNext
 from eventflow.jobs import Outcome
-from tests.unit.bench import Bench, OrderId, PlaceOrder, RebuildIndex
+from tests.unit.bench import Act, Bench, CancelOrder, OrderId, PlaceOrder, RebuildIndex
 from tests.unit.test_definitions import PlaceV1, PlaceV2, Quiet
+from tests.unit.test_runner import error_of
 
 ORDER = OrderId("order-0192f0c1-7d3e-7cc1-8f4a-2b1d6f0e9a55")
 LATER = timedelta(hours=1)
@@ -97,6 +101,87 @@ async def test_result_of_the_command_is_not_the_jobs(result: Any) -> None:
     settlement = await Bench(flow).run(RebuildIndex())
 
     assert settlement.outcome is Outcome.SUCCEEDED
+
+
+async def test_published_command_reaches_its_handler_as_it_was() -> None:
+    """The job that publishes a command hands it to the bus unchanged: data, source id and aggregate id."""
+    seen: list[PlaceOrder] = []
+
+    async def place(command: PlaceOrder, context: CommandContext) -> int:
+        seen.append(command)
+        context.schedule(CancelOrder(aggregate_id=command.aggregate_id), delay=timedelta(minutes=30))
+        return 1
+
+    flow = EventFlow("orders")
+    flow.command_handler(place)
+    flow.add_commands(CancelOrder)
+    bench = Bench(flow)
+    command = PlaceOrder(aggregate_id=OrderId.new(), total_cents=5)
+    claim = bench.claim(command)
+
+    settlements = [await bench.runner.run(msgspec.structs.replace(claim, attempt=n), started_us=0) for n in (1, 2)]
+
+    assert seen == [command, command]
+    assert {c.source_id for c in seen} == {command.source_id}
+    assert [s.outcome for s in settlements] == [Outcome.SUCCEEDED] * 2
+    assert [job.name for job in settlements[0].follow_ups] == ["PublishCommand:CancelOrder"]
+    assert await bench.store.find() == []
+
+
+async def test_refused_command_in_a_job_goes_to_the_dead_letters() -> None:
+    """A handler's refusal ends the job that published its command as a dead letter; what it scheduled is dropped."""
+
+    async def refuse(command: CancelOrder, context: CommandContext) -> None:
+        context.schedule(Act())
+        raise DomainError("already shipped")
+
+    flow = EventFlow("orders")
+    flow.command_handler(refuse)
+
+    settlement = await Bench(flow).run(CancelOrder(aggregate_id=OrderId.new()))
+
+    assert (settlement.outcome, settlement.reason, settlement.follow_ups) == (Outcome.DEAD, "error", ())
+    assert error_of(settlement)["message"] == "already shipped"
+
+
+async def test_options_of_a_published_command_are_its_handlers() -> None:
+    """Retries, timeout and retention of a command's job are those of its handler's registration."""
+    flow = EventFlow("orders")
+
+    @flow.command_handler(retry=RetryPolicy(max_attempts=1), queue="slow", priority=2)
+    async def fail(command: CancelOrder, context: CommandContext) -> None:
+        raise ValueError("broken")
+
+    bench = Bench(flow)
+    command = CancelOrder(aggregate_id=OrderId.new())
+
+    settlement = await bench.run(command)
+
+    assert fail is not None
+    assert settlement.outcome is Outcome.DEAD
+    assert (bench.encoder.encode(command).queue, bench.encoder.encode(command).priority) == ("slow", 2)
+
+
+async def test_cancellation_inside_a_published_command_passes() -> None:
+    """Cancelling the job cancels the command's handler, and nothing is settled."""
+    cancelled: list[bool] = []
+
+    async def hang(command: CancelOrder, context: CommandContext) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            cancelled.append(True)
+
+    flow = EventFlow("orders")
+    flow.command_handler(hang)
+    bench = Bench(flow)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(bench.run, CancelOrder(aggregate_id=OrderId.new()))
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+
+    assert cancelled == [True]
 
 
 async def test_versions_of_a_command_are_jobs_of_their_own() -> None:

@@ -4,16 +4,14 @@ import asyncio
 import json
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
-import msgspec
 import pytest
 
 from eventflow import (
-    CommandContext,
     DomainError,
     EventFlow,
     Job,
@@ -22,75 +20,18 @@ from eventflow import (
     RetryPolicy,
 )
 from eventflow.jobs import Outcome, Settlement
-from eventflow.jobs.error_text import MAX_ERROR_CHARACTERS, describe_error, is_unwieldy
+from eventflow.jobs.error_text import MAX_ERROR_CHARACTERS
 from eventflow.retry import retry_delay
 from tests.unit.bench import (
     Act,
     Behaviours,
     Bench,
-    CancelOrder,
-    OrderId,
-    PlaceOrder,
     do_nothing,
     forever,
     others_rest,
     raising,
 )
-
-
-class UnprintableError(Exception):
-    """An error whose text cannot be made."""
-
-    def __str__(self) -> str:
-        raise RuntimeError("no text")
-
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-
-class VeryUnprintableError(Exception):
-    """An error whose text ends the process."""
-
-    def __str__(self) -> str:
-        raise SystemExit(3)
-
-
-def raised_often(times: int) -> ValueError:
-    """One error object that is raised again and again, as one in a module's variable may be."""
-    error = ValueError("again")
-    for _ in range(times):
-        try:
-            raise error
-        except ValueError:
-            pass
-    return error
-
-
-def with_causes(count: int) -> ValueError:
-    """An error with a cause with a cause with a cause."""
-    error = ValueError("first")
-    for number in range(count):
-        following = ValueError(number)
-        following.__cause__ = error
-        error = following
-    return error
-
-
-def with_notes(text: str) -> ValueError:
-    """An error with a note."""
-    error = ValueError("noted")
-    error.add_note(text)
-    return error
-
-
-UNWIELDY: dict[str, Callable[[], BaseException]] = {
-    "lines": lambda: ValueError("x\n" * 20_000),
-    "note": lambda: with_notes("x\n" * 20_000),
-    "wide": lambda: ExceptionGroup("wide", [ValueError(number) for number in range(1_000)]),
-    "long member": lambda: ExceptionGroup("one", [ValueError("x\n" * 20_000)]),
-    "causes": lambda: with_causes(1_000),
-    "raised often": lambda: raised_often(10_000),
-}
+from tests.unit.test_error_text import UnprintableError, VeryUnprintableError
 
 
 def bench_of(policy: RetryPolicy, **options: Any) -> Bench:
@@ -579,160 +520,6 @@ async def test_error_whose_type_cannot_be_looked_up_ends_its_job_alone() -> None
 
     assert (settlement.outcome, settlement.reason) == (Outcome.DEAD, "error")
     assert error_of(settlement)["message"] == "odd"
-
-
-class TestDescribeError:
-    """The stored form of errors."""
-
-    def test_nul_is_replaced(self) -> None:
-        """No table takes NUL; a visible sign stands for it."""
-        described = describe_error(ValueError("a\0b"))
-
-        assert "\\u0000" not in described
-        assert json.loads(described)["message"] == "a␀b"
-
-    def test_lone_surrogates_are_escaped(self) -> None:
-        """Text that is no Unicode is kept as escapes."""
-        described = describe_error(ValueError("a\ud800b"))
-
-        described.encode()
-        assert json.loads(described)["message"] == "a\\ud800b"
-
-    def test_long_text_is_cut_in_the_middle(self) -> None:
-        """A text of 50 MB becomes its beginning and its end, and says how much is missing."""
-        described = json.loads(describe_error(ValueError("b" + "x" * 50_000_000 + "e")))
-
-        assert len(described["message"]) < MAX_ERROR_CHARACTERS + 100
-        assert described["message"].startswith("bxx")
-        assert described["message"].endswith("xxe")
-        assert "characters left out" in described["message"]
-        assert len(described["traceback"]) < MAX_ERROR_CHARACTERS + 100
-
-    @pytest.mark.parametrize("error", [UnprintableError(), VeryUnprintableError()], ids=["exception", "exit"])
-    def test_error_that_cannot_be_printed_is_described_by_that(self, error: Exception) -> None:
-        """An error whose __str__ fails still has its type and traceback."""
-        described = json.loads(describe_error(error))
-
-        assert described["type"].endswith(type(error).__name__)
-        assert "__str__ failed" in described["message"]
-
-    def test_errors_of_errors_are_in_the_traceback(self) -> None:
-        """Causes are part of what is kept."""
-        try:
-            try:
-                raise OSError("first")
-            except OSError as exc:
-                raise ValueError("second") from exc
-        except ValueError as exc:
-            described = json.loads(describe_error(exc))
-
-        assert "OSError: first" in described["traceback"]
-
-    @pytest.mark.parametrize("make", UNWIELDY.values(), ids=UNWIELDY)
-    def test_unwieldy_error_is_described_by_its_nearest(self, make: Callable[[], BaseException]) -> None:
-        """One that is too large to be printed in full keeps its last frames and first relatives."""
-        error = make()
-
-        assert is_unwieldy(error)
-        described = json.loads(describe_error(error))
-        assert described["type"].endswith(type(error).__name__)
-        assert type(error).__name__ in described["traceback"]
-        assert len(described["traceback"]) < MAX_ERROR_CHARACTERS + 100
-
-    def test_some_members_of_a_large_group_are_kept(self) -> None:
-        """A group too large to be printed shows its first errors."""
-        described = json.loads(describe_error(UNWIELDY["wide"]()))
-
-        assert "with builtins.ValueError: 0\nwith builtins.ValueError: 1\n" in described["traceback"]
-
-    def test_causes_in_a_circle_are_nothing_special(self) -> None:
-        """Two errors that are each other's cause are printed once each."""
-        error, other = ValueError("one"), OSError("two")
-        error.__cause__, other.__cause__ = other, error
-
-        assert not is_unwieldy(error)
-        assert json.loads(describe_error(error))["traceback"].count("OSError: two") == 1
-
-
-async def test_published_command_reaches_its_handler_as_it_was() -> None:
-    """The job that publishes a command hands it to the bus unchanged: data, source id and aggregate id."""
-    seen: list[PlaceOrder] = []
-
-    async def place(command: PlaceOrder, context: CommandContext) -> int:
-        seen.append(command)
-        context.schedule(CancelOrder(aggregate_id=command.aggregate_id), delay=timedelta(minutes=30))
-        return 1
-
-    flow = EventFlow("orders")
-    flow.command_handler(place)
-    flow.add_commands(CancelOrder)
-    bench = Bench(flow)
-    command = PlaceOrder(aggregate_id=OrderId.new(), total_cents=5)
-    claim = bench.claim(command)
-
-    settlements = [await bench.runner.run(msgspec.structs.replace(claim, attempt=n), started_us=0) for n in (1, 2)]
-
-    assert seen == [command, command]
-    assert {c.source_id for c in seen} == {command.source_id}
-    assert [s.outcome for s in settlements] == [Outcome.SUCCEEDED] * 2
-    assert [job.name for job in settlements[0].follow_ups] == ["PublishCommand:CancelOrder"]
-    assert await bench.store.find() == []
-
-
-async def test_refused_command_in_a_job_goes_to_the_dead_letters() -> None:
-    """A handler's refusal ends the job that published its command as a dead letter; what it scheduled is dropped."""
-
-    async def refuse(command: CancelOrder, context: CommandContext) -> None:
-        context.schedule(Act())
-        raise DomainError("already shipped")
-
-    flow = EventFlow("orders")
-    flow.command_handler(refuse)
-
-    settlement = await Bench(flow).run(CancelOrder(aggregate_id=OrderId.new()))
-
-    assert (settlement.outcome, settlement.reason, settlement.follow_ups) == (Outcome.DEAD, "error", ())
-    assert error_of(settlement)["message"] == "already shipped"
-
-
-async def test_options_of_a_published_command_are_its_handlers() -> None:
-    """Retries, timeout and retention of a command's job are those of its handler's registration."""
-    flow = EventFlow("orders")
-
-    @flow.command_handler(retry=RetryPolicy(max_attempts=1), queue="slow", priority=2)
-    async def fail(command: CancelOrder, context: CommandContext) -> None:
-        raise ValueError("broken")
-
-    bench = Bench(flow)
-    command = CancelOrder(aggregate_id=OrderId.new())
-
-    settlement = await bench.run(command)
-
-    assert fail is not None
-    assert settlement.outcome is Outcome.DEAD
-    assert (bench.encoder.encode(command).queue, bench.encoder.encode(command).priority) == ("slow", 2)
-
-
-async def test_cancellation_inside_a_published_command_passes() -> None:
-    """Cancelling the job cancels the command's handler, and nothing is settled."""
-    cancelled: list[bool] = []
-
-    async def hang(command: CancelOrder, context: CommandContext) -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            cancelled.append(True)
-
-    flow = EventFlow("orders")
-    flow.command_handler(hang)
-    bench = Bench(flow)
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(bench.run, CancelOrder(aggregate_id=OrderId.new()))
-        await anyio.wait_all_tasks_blocked()
-        group.cancel_scope.cancel()
-
-    assert cancelled == [True]
 
 
 async def test_retry_delay_is_the_policys() -> None:
