@@ -4,6 +4,7 @@ eventflow: commands, events and durable jobs on Postgres, for asyncio.
 Everything a program needs is importable from here.
 """
 
+from eventflow.aggregates import Aggregate, AggregateRepository, aggregate_version, applies
 from eventflow.application import App, EventFlow
 from eventflow.clock import Clock, ManualClock, SystemClock
 from eventflow.commands import (
@@ -17,13 +18,16 @@ from eventflow.commands import (
     command_version,
 )
 from eventflow.errors import (
+    ClaimLostError,
     CommitUnknownError,
     DatabaseError,
     DatabaseUnavailableError,
+    DeadlinePassedError,
     DefinitionError,
     DomainError,
     DuplicateCommandHandlerError,
     DuplicateDefinitionError,
+    DuplicateOperationError,
     EventFlowError,
     InvalidHandlerError,
     InvalidIdentityError,
@@ -32,16 +36,29 @@ from eventflow.errors import (
     JobError,
     JobTimeoutError,
     LeaseLostError,
+    MissingApplierError,
     NoCommandHandlerError,
+    OptimisticConcurrencyError,
     PayloadTooLargeError,
     SchemaVersionError,
     ServiceNotFoundError,
     UndecodableMessageError,
     UnknownCommandDefinitionError,
     UnknownDefinitionError,
+    UnknownEventDefinitionError,
     UnknownJobDefinitionError,
     ValueRefusedError,
     WorkerError,
+)
+from eventflow.eventstore import (
+    Event,
+    EventId,
+    EventMetadata,
+    EventStore,
+    RecordedEvent,
+    StoredEvent,
+    StreamId,
+    event_version,
 )
 from eventflow.ids import Identity, JobId, SourceId, WorkerId
 from eventflow.jobs import (
@@ -64,9 +81,12 @@ from eventflow.retry import OnError, RetryPolicy
 from eventflow.services import Services, ServiceScope
 
 __all__ = [
+    "Aggregate",
+    "AggregateRepository",
     "AnyCommand",
     "App",
     "CancelOutcome",
+    "ClaimLostError",
     "Clock",
     "Command",
     "CommandBus",
@@ -75,13 +95,19 @@ __all__ = [
     "CommitUnknownError",
     "DatabaseError",
     "DatabaseUnavailableError",
+    "DeadlinePassedError",
     "DefinitionError",
     "DistinctCommand",
     "DomainError",
     "DuplicateCommandHandlerError",
     "DuplicateDefinitionError",
+    "DuplicateOperationError",
+    "Event",
     "EventFlow",
     "EventFlowError",
+    "EventId",
+    "EventMetadata",
+    "EventStore",
     "Identity",
     "InMemoryJobScheduler",
     "InstantJobScheduler",
@@ -99,11 +125,14 @@ __all__ = [
     "JobTimeoutError",
     "LeaseLostError",
     "ManualClock",
+    "MissingApplierError",
     "NoCommandHandlerError",
     "OnError",
+    "OptimisticConcurrencyError",
     "PayloadTooLargeError",
     "PostgresJobScheduler",
     "PublishCommandJob",
+    "RecordedEvent",
     "RescheduleOutcome",
     "RetryPolicy",
     "SchemaVersionError",
@@ -112,16 +141,22 @@ __all__ = [
     "Services",
     "SourceId",
     "StandaloneCommand",
+    "StoredEvent",
+    "StreamId",
     "SystemClock",
     "UndecodableMessageError",
     "UnknownCommandDefinitionError",
     "UnknownDefinitionError",
+    "UnknownEventDefinitionError",
     "UnknownJobDefinitionError",
     "ValueRefusedError",
     "Worker",
     "WorkerError",
     "WorkerId",
     "WorkerSettings",
+    "aggregate_version",
+    "applies",
     "command_version",
+    "event_version",
     "job_version",
 ]

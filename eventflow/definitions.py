@@ -13,10 +13,10 @@ from eventflow.errors import (
     UndecodableMessageError,
     UnknownDefinitionError,
 )
-from eventflow.messages import Message, check_name, declaration
+from eventflow.messages import check_name, declaration
 from eventflow.serialization import Codec, text_of
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", bound=msgspec.Struct)
 
 
 class Definition(msgspec.Struct, Generic[M], frozen=True):

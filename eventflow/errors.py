@@ -7,18 +7,24 @@ EventFlowError
 │   ├── DuplicateDefinitionError
 │   ├── UnknownDefinitionError
 │   │   ├── UnknownCommandDefinitionError
+│   │   ├── UnknownEventDefinitionError
 │   │   └── UnknownJobDefinitionError
 │   ├── InvalidHandlerError
 │   ├── DuplicateCommandHandlerError
+│   ├── MissingApplierError
 │   └── NoCommandHandlerError
 ├── InvalidMessageError                  a value that JSON would not bring back as it was
 │   └── PayloadTooLargeError
 ├── UndecodableMessageError              stored text that its type refuses
 ├── InvalidIdentityError
+├── OptimisticConcurrencyError           others wrote to the stream meanwhile
+├── DuplicateOperationError              the same source id for the second time
+├── DeadlinePassedError                  a deadline that was replaced or cancelled meanwhile
 ├── ServiceNotFoundError
 ├── JobError
 │   ├── InvalidScheduleError
 │   ├── JobTimeoutError
+│   ├── ClaimLostError
 │   └── LeaseLostError
 ├── WorkerError
 └── DatabaseError
@@ -93,10 +99,31 @@ class UnknownCommandDefinitionError(UnknownDefinitionError):
     kind = "command"
 
 
+class UnknownEventDefinitionError(UnknownDefinitionError):
+    """No event is registered under this name and version."""
+
+    kind = "event"
+
+
 class UnknownJobDefinitionError(UnknownDefinitionError):
     """No job is registered under this name and version."""
 
     kind = "job"
+
+
+class MissingApplierError(DefinitionError, NotImplementedError):
+    """An aggregate has no method that applies an event of its own."""
+
+    def __init__(self, aggregate: type, event: type) -> None:
+        super().__init__(aggregate, event)
+        self.aggregate = aggregate
+        self.event = event
+
+    def __str__(self) -> str:
+        return (
+            f"{self.aggregate.__qualname__} has no method that applies {self.event.__qualname__}: "
+            f"@applies def on_{self.event.__qualname__.lower()}(self, event: {self.event.__qualname__}) -> None"
+        )
 
 
 class InvalidHandlerError(DefinitionError, TypeError):
@@ -162,6 +189,50 @@ class InvalidIdentityError(EventFlowError, ValueError):
     """A text is not an identity of this type."""
 
 
+class OptimisticConcurrencyError(EventFlowError):
+    """The stream has other events than the writer has seen; nothing was written."""
+
+    def __init__(self, stream: object, expected_version: int) -> None:
+        super().__init__(stream, expected_version)
+        self.stream = stream
+        self.expected_version = expected_version
+
+    def __str__(self) -> str:
+        return f"{self.stream} has changed since version {self.expected_version}"
+
+
+class DuplicateOperationError(EventFlowError):
+    """
+    This operation has been done before; it is not done again.
+
+    Attributes:
+        source_id: The operation.
+        scope: Whom it concerned: the aggregate's name and id, or the command's name.
+        result: What came of it the first time.
+    """
+
+    def __init__(self, source_id: str, scope: str, result: object = None) -> None:
+        super().__init__(source_id, scope, result)
+        self.source_id = source_id
+        self.scope = scope
+        self.result = result
+
+    def __str__(self) -> str:
+        return f"{self.scope} has had operation {self.source_id!r} already; it returned {self.result!r}"
+
+
+class DeadlinePassedError(EventFlowError):
+    """The deadline was replaced or cancelled before its command was done; nothing was written."""
+
+    def __init__(self, stream: object, name: str) -> None:
+        super().__init__(stream, name)
+        self.stream = stream
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"deadline {self.name!r} of {self.stream} is not this one any more"
+
+
 class ServiceNotFoundError(EventFlowError, LookupError):
     """A handler asked for a service that nobody registered."""
 
@@ -190,6 +261,18 @@ class JobTimeoutError(JobError, TimeoutError):
 
     def __str__(self) -> str:
         return f"the attempt took longer than its timeout of {self.seconds:g} s"
+
+
+class ClaimLostError(JobError):
+    """The job is not this worker's any more, by this claim number; nothing was written."""
+
+    def __init__(self, job_id: str, claim_no: int) -> None:
+        super().__init__(job_id, claim_no)
+        self.job_id = job_id
+        self.claim_no = claim_no
+
+    def __str__(self) -> str:
+        return f"claim {self.claim_no} of {self.job_id} is not this worker's any more"
 
 
 class LeaseLostError(JobError):

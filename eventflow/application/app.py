@@ -9,29 +9,27 @@ from typing import Any, TypeVar
 
 from typing_extensions import Unpack
 
+from eventflow.aggregates import AggregateRepository
+from eventflow.application.backends import Backend, open_backend
 from eventflow.application.model import Model
 from eventflow.clock import Clock, SystemClock
-from eventflow.commands import AnyCommand, Causation, CommandBus
+from eventflow.commands import AnyCommand, CommandBus, CommandExecution
 from eventflow.errors import EventFlowError, WorkerError
+from eventflow.eventstore import Event, EventStore
 from eventflow.ids import JobId
 from eventflow.jobs import (
     InMemoryJobScheduler,
-    InMemoryJobStore,
-    InstantJobScheduler,
-    JobBuffer,
     JobEncoder,
     JobRunner,
     JobScheduler,
-    JobStore,
-    NewJob,
     Notify,
     PublishCommandJob,
     SupportsExecute,
+    UnitsOfWork,
     Worker,
     WorkerSettings,
 )
-from eventflow.jobs.worker import InProcessPresence, Presence
-from eventflow.postgres import PooledConnection, PostgresDatabase
+from eventflow.postgres import PooledConnection
 from eventflow.scheduling import ScheduleOptions
 from eventflow.services import Services
 from eventflow.supervision import background_tasks
@@ -51,15 +49,26 @@ class Commands:
         self._bus = bus
         self._scheduler = scheduler
 
-    async def publish(self, command: AnyCommand[R]) -> R:
+    async def publish(self, command: AnyCommand[R], *, connection: SupportsExecute | None = None) -> R:
         """
-        Run the command's handler now and return its result.
+        Run the command's handler now, commit, and return its result; see :meth:`CommandBus.publish`.
+
+        Args:
+            command: What to do.
+            connection: Write in this connection's transaction, as from ``app.transaction()``.
 
         Raises:
             NoCommandHandlerError: nobody handles commands of this type.
-            DomainError: the handler refused.
+            DomainError: the handler refused; nothing was stored.
+            DuplicateOperationError: a command with this source id was done before; it has the result.
+            OptimisticConcurrencyError: others got in between every time, six times.
+            CommitUnknownError: the connection broke and it cannot be told; publishing it again is safe.
         """
-        return await self._bus.publish(command)
+        return await self._bus.publish(command, connection=connection)
+
+    async def preview(self, command: AnyCommand[Any]) -> Sequence[Event]:
+        """The events that publishing the command now would have; its handler runs, and nothing is written."""
+        return await self._bus.preview(command)
 
     async def schedule(
         self,
@@ -93,6 +102,8 @@ class App:
     Attributes:
         commands: Publishes and schedules commands.
         jobs: Schedules, cancels, reschedules and finds jobs.
+        aggregates: Loads aggregates.
+        events: The event store.
         services: What the flow's lifespan registered.
     """
 
@@ -100,8 +111,10 @@ class App:
         self,
         model: Model,
         *,
-        backend: "_Backend",
+        backend: Backend,
+        scheduler: JobScheduler,
         bus: CommandBus,
+        repository: AggregateRepository,
         runner: JobRunner,
         services: Services,
         clock: Clock,
@@ -113,8 +126,10 @@ class App:
         self._clock = clock
         self._rng = rng
         self.services = services
-        self.jobs: JobScheduler = backend.scheduler
-        self.commands = Commands(bus, backend.scheduler)
+        self.aggregates = repository
+        self.events: EventStore = backend.events
+        self.jobs = scheduler
+        self.commands = Commands(bus, scheduler)
 
     def transaction(self) -> AbstractAsyncContextManager[PooledConnection]:
         """
@@ -125,9 +140,9 @@ class App:
         Raises:
             EventFlowError: the application keeps its jobs in memory.
         """
-        if self._backend.database is None:
+        if self._backend.transactions is None:
             raise EventFlowError("app.transaction() needs a database; this application keeps its jobs in memory")
-        return self._backend.database.transaction()
+        return self._backend.transactions.begin()
 
     @asynccontextmanager
     async def worker(self, settings: WorkerSettings | None = None) -> AsyncGenerator[Worker]:
@@ -150,10 +165,11 @@ class App:
         backend = self._backend
         if backend.store is None or backend.presence is None:
             raise EventFlowError("an instant application has no jobs for a worker")
-        if backend.database is not None and settings.tick_interval > LONGEST_TICK_SECONDS:
+        if backend.transactions is not None and settings.tick_interval > LONGEST_TICK_SECONDS:
             raise WorkerError(f"tick_interval is at most {LONGEST_TICK_SECONDS:g} s, not {settings.tick_interval:g}")
         worker = Worker(
             backend.store,
+            backend.commits,
             backend.presence(settings.heartbeat_interval),
             self._runner,
             interest=self._model.interest(settings.queues),
@@ -176,25 +192,6 @@ class App:
         return await self.jobs.run_due()
 
 
-class _Backend:
-    """Where the jobs of an open application are, and who works on them."""
-
-    def __init__(
-        self,
-        scheduler: JobScheduler,
-        *,
-        store: JobStore | None = None,
-        presence: Callable[[float], Presence] | None = None,
-        database: PostgresDatabase | None = None,
-        on_wake: Callable[[Callable[[], None]], None] = lambda _: None,
-    ) -> None:
-        self.scheduler = scheduler
-        self.store = store
-        self.presence = presence
-        self.database = database
-        self.on_wake = on_wake
-
-
 @asynccontextmanager
 async def open_app(
     model: Model,
@@ -213,42 +210,28 @@ async def open_app(
             "no database: set EVENTFLOW_DSN, pass flow.open(dsn), or say flow.open('memory:') to keep jobs in memory"
         )
     encoder = JobEncoder(model.definitions)
-    write: list[Callable[[Sequence[NewJob]], Any]] = []  # set below: the scheduler needs runner and bus, they need it
-
-    def new_buffer(cause: Causation) -> JobBuffer:
-        return JobBuffer(encoder, cause, write[0])
-
-    bus = CommandBus(model.handlers, services=services, follow_ups=new_buffer, middleware=model.middleware)
-    runner = JobRunner(
-        model.definitions, invoker=model.invoker, services=services, new_buffer=new_buffer, clock=clock, rng=rng
-    )
     async with AsyncExitStack() as stack:
-        if address == "instant:":
-            instant = InstantJobScheduler(encoder, runner, clock)
-            backend = _Backend(instant)
-            write.append(instant.run)
-        elif address == "memory:":
-            store = InMemoryJobStore(clock)
-            backend = _Backend(
-                InMemoryJobScheduler(store, encoder, runner, model.interest(None)),
-                store=store,
-                presence=lambda interval: InProcessPresence(store, clock=clock, rng=rng, interval=interval),
-                on_wake=store.on_wake,
-            )
-            write.append(store.insert)
-        else:
-            database = await stack.enter_async_context(
-                PostgresDatabase.open(address, clock=clock, rng=rng, **database_options)
-            )
-            backend = _Backend(
-                database.scheduler(encoder),
-                store=database.store,
-                presence=database.presence,
-                database=database,
-                on_wake=database.on_wake,
-            )
-            write.append(database.store.insert)
-        app = App(model, backend=backend, bus=bus, runner=runner, services=services, clock=clock, rng=rng)
+        backend = await stack.enter_async_context(
+            open_backend(address, encoder, clock=clock, rng=rng, **database_options)
+        )
+        units = UnitsOfWork(encoder, backend.events, backend.commits, transactions=backend.transactions)
+        repository = AggregateRepository(backend.events, model.events, model.aggregates)
+        execution = CommandExecution(repository, services=services, middleware=model.middleware, clock=clock, rng=rng)
+        bus = CommandBus(model.handlers, execution, new_unit=units)
+        runner = JobRunner(
+            model.definitions, invoker=model.invoker, services=services, units=units, clock=clock, rng=rng
+        )
+        app = App(
+            model,
+            backend=backend,
+            scheduler=backend.scheduler(runner, model.interest(None)),
+            bus=bus,
+            repository=repository,
+            runner=runner,
+            services=services,
+            clock=clock,
+            rng=rng,
+        )
         services.register_value(CommandBus, bus)
         services.register_value(App, app)
         stack.push_async_callback(services.aclose)

@@ -6,11 +6,13 @@ from datetime import timedelta
 from random import Random
 from typing import Any, TypeVar, overload
 
+from eventflow.aggregates import Aggregate
 from eventflow.application.app import App, open_app
 from eventflow.application.model import Model
 from eventflow.clock import Clock
 from eventflow.commands import AnyCommand, CommandMiddleware
 from eventflow.errors import InvalidHandlerError
+from eventflow.eventstore import Event
 from eventflow.jobs import Job, JobOptions
 from eventflow.postgres import DEFAULT_POOL_SIZE, DEFAULT_SCHEMA
 from eventflow.retry import RetryPolicy
@@ -59,9 +61,10 @@ class EventFlow:
     ) -> Callable[[H], H]: ...
     def command_handler(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
         """
-        Register ``async def handle(command: SomeCommand, context: CommandContext) -> Result``.
+        Register ``async def handle(order: Order, command: PlaceOrder, context: CommandContext) -> Result``.
 
-        Which command it handles, and what it returns, is read from its annotations. A plain ``def`` runs in a
+        Which aggregate and command it takes, and what it returns, is read from its annotations; the handler of a
+        :class:`StandaloneCommand` takes no aggregate. A plain ``def`` runs in a
         thread. The options are those of the jobs that publish the command.
         """
         job_options = _job_options(**options)
@@ -103,9 +106,11 @@ class EventFlow:
 
     def upgrader(self, function: H) -> H:
         """
-        Register ``(old: PlaceOrderV1) -> PlaceOrder``, from one stored version of a command or job to the next.
+        Register ``(old: PlaceOrderV1) -> PlaceOrder``: from one stored version to the next.
 
-        Upgraders chain. An upgraded command keeps its source id and its aggregate id.
+        Of a command, a job, an event, or the state of an aggregate. Upgraders chain. An upgraded command keeps its
+        source id and its aggregate id. An event may become several (``-> list[ItemAdded]``), or none
+        (``-> ItemAdded | None``).
         """
         self._definitions.append(lambda model: model.add_upgrader(function))
         return function
@@ -124,6 +129,16 @@ class EventFlow:
         """Register jobs without options, for example those of another package."""
         for job_type in job_types:
             self.job(job_type)
+
+    def add_events(self, *event_types: type[Event]) -> None:
+        """Name events that this process only reads; those that aggregates apply are known by them."""
+        for event_type in event_types:
+            self._definitions.append(lambda model, added=event_type: model.add_event(added))
+
+    def add_aggregates(self, *aggregate_types: type[Aggregate[Any]]) -> None:
+        """Name aggregates that this process only loads; those of command handlers are known by them."""
+        for aggregate_type in aggregate_types:
+            self._definitions.append(lambda model, added=aggregate_type: model.add_aggregate(added))
 
     def include(self, other: "EventFlow") -> None:
         """Take over the definitions of another flow, as of a module; its lifespan is entered too."""

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from eventflow.aggregates import Aggregate, AggregateDefinitions, appliers_of
 from eventflow.commands import AnyCommand, CommandDefinitions, CommandHandler, CommandHandlers, CommandMiddleware
 from eventflow.definitions import Definitions, describe, upgrader_types
 from eventflow.errors import InvalidHandlerError, UnknownJobDefinitionError
+from eventflow.eventstore import Event, EventDefinitions, reads_event
 from eventflow.invocation import Invoker
 from eventflow.jobs import Interest, Job, JobDefinitions, JobOptions
 from eventflow.messages import Message
@@ -20,11 +22,15 @@ class Model:
         handlers: One per command type.
         middleware: Around every handler, outermost first.
         definitions: Encodes and decodes jobs.
+        events: Encodes and decodes events.
+        aggregates: Encodes and decodes snapshots.
     """
 
     def __init__(self) -> None:
         self._commands = CommandDefinitions()
         self._jobs: Definitions[Job] = Definitions(Job, UnknownJobDefinitionError)
+        self.events = EventDefinitions()
+        self.aggregates = AggregateDefinitions()
         self._options: dict[type[Message], JobOptions] = {}
         self.invoker = Invoker()
         self.handlers = CommandHandlers()
@@ -37,6 +43,18 @@ class Model:
         self.handlers.add(handler)
         self._commands.add(handler.command_type)
         self._options[handler.command_type] = options
+        if handler.aggregate_type is not None:
+            self.add_aggregate(handler.aggregate_type)
+
+    def add_aggregate(self, aggregate_type: type[Aggregate[Any]]) -> None:
+        """Register an aggregate, and the events that it applies."""
+        self.aggregates.add(aggregate_type)
+        for event_type in appliers_of(aggregate_type):
+            self.events.add(event_type)
+
+    def add_event(self, event_type: type[Event]) -> None:
+        """Register an event."""
+        self.events.add(event_type)
 
     def add_command(self, command_type: type[AnyCommand[Any]]) -> None:
         """Register a command without a handler."""
@@ -54,18 +72,27 @@ class Model:
 
     def add_upgrader(self, function: Callable[..., Any]) -> None:
         """Register an upgrader of commands or of jobs."""
+        if reads_event(function):
+            self.events.add_upgrader(function)
+            return
         source, target = upgrader_types(function)
-        if issubclass(source, AnyCommand) and issubclass(target, AnyCommand):
+        if issubclass(source, Aggregate) and issubclass(target, Aggregate):
+            self.aggregates.add_upgrader(function)
+        elif issubclass(source, AnyCommand) and issubclass(target, AnyCommand):
             self._commands.add_upgrader(function)
         elif issubclass(source, Job) and issubclass(target, Job):
             self._jobs.add_upgrader(function)
         else:
-            raise InvalidHandlerError(f"{describe(function)} must lead from a command to a command, or a job to a job")
+            raise InvalidHandlerError(
+                f"{describe(function)} must lead from a command, job, event or aggregate to another of its kind"
+            )
 
     def check(self) -> None:
         """Build what encodes and decodes; raises :class:`DefinitionError`."""
         self._commands.check()
         self._jobs.check()
+        self.events.check()
+        self.aggregates.check()
 
     def names(self) -> list[tuple[str, int]]:
         """The stored names and versions that this application can run."""

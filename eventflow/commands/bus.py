@@ -1,21 +1,24 @@
-"""The command bus: finds the handler, goes through the middleware, returns the typed result."""
+"""The command bus: finds the handler, has the command executed, returns the typed result."""
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from eventflow.commands.command import AnyCommand, check_identified
-from eventflow.commands.context import Causation, CommandContext, FollowUps, FollowUpsFactory
+from eventflow.commands.command import AnyCommand, check_identified, is_command
+from eventflow.commands.execution import CommandExecution
 from eventflow.commands.handlers import CommandHandlers
-from eventflow.services import Services
+from eventflow.commands.unit_of_work import Causation, UnitOfWork
+from eventflow.errors import InvalidMessageError
+from eventflow.eventstore import Event
 
 log = logging.getLogger("eventflow.commands")
 
 R = TypeVar("R")
 
-CallNext = Callable[[AnyCommand[Any]], Awaitable[Any]]
-CommandMiddleware = Callable[[AnyCommand[Any], CommandContext, CallNext], Awaitable[Any]]
-"""``async (command, context, call_next) -> result``: goes around every handler, outermost first."""
+
+class UnitOfWorkFactory(Protocol):
+    """Begins what one published command writes; *connection*: in the caller's transaction."""
+
+    def __call__(self, cause: Causation, *, connection: Any = None) -> UnitOfWork: ...
 
 
 class CommandBus:
@@ -24,65 +27,61 @@ class CommandBus:
 
     Args:
         handlers: One per command type.
-        services: Where handlers get their services from.
-        follow_ups: Begins what one handler run schedules.
-        middleware: Goes around every handler, the first outermost.
+        execution: Runs them.
+        new_unit: Begins what a published command writes.
     """
 
-    def __init__(
-        self,
-        handlers: CommandHandlers,
-        *,
-        services: Services,
-        follow_ups: FollowUpsFactory,
-        middleware: Sequence[CommandMiddleware] = (),
-    ) -> None:
+    def __init__(self, handlers: CommandHandlers, execution: CommandExecution, *, new_unit: UnitOfWorkFactory) -> None:
         self._handlers = handlers
-        self._services = services
-        self._follow_ups = follow_ups
-        self._middleware = tuple(middleware)
+        self._execution = execution
+        self._new_unit = new_unit
 
-    async def publish(self, command: AnyCommand[R]) -> R:
+    async def publish(self, command: AnyCommand[R], *, connection: Any = None) -> R:
         """
-        Run the command's handler now and return its result.
+        Run the command's handler now, commit, and return its result.
 
-        What the handler scheduled is written after it returned; if it raises, nothing is.
+        Events, what the handler scheduled and the receipt are written at once when it has returned; if it raises,
+        nothing is. On a conflict with others the handler runs again, on the aggregate as it is then.
+
+        Args:
+            command: What to do.
+            connection: Write in this connection's transaction instead of one of its own.
 
         Raises:
             NoCommandHandlerError: nobody handles commands of this type.
             DomainError: the handler refused.
+            DuplicateOperationError: a command with this source id was done before; it has the result.
+            OptimisticConcurrencyError: others got in between every time, six times.
+            CommitUnknownError: the connection broke and it cannot be told; publishing it again is safe.
         """
-        follow_ups = self._follow_ups(Causation(command.source_id, command.source_id))
-        result = await self.handle(command, follow_ups, correlation_id=command.source_id)
-        await follow_ups.commit()
-        return result
+        unit = self._new_unit(Causation(_checked(command).source_id, command.source_id), connection=connection)
+        return await self._execute(command, unit)
 
-    async def handle(self, command: AnyCommand[R], follow_ups: FollowUps, *, correlation_id: str) -> R:
-        """Like :meth:`publish`, but leaves what the handler scheduled to the caller to commit."""
-        check_identified(command)
-        handler = self._handlers.find(type(command))
-        async with self._services.scope() as services:
-            context = CommandContext(
-                services=services,
-                source_id=command.source_id,
-                correlation_id=correlation_id,
-                follow_ups=follow_ups,
-            )
-            result: R = await self._through(0, handler, command, context)
+    async def handle(self, command: AnyCommand[R], unit: UnitOfWork) -> R:
+        """Like :meth:`publish`, within the unit of work of a job."""
+        return await self._execute(_checked(command), unit)
+
+    async def preview(self, command: AnyCommand[Any]) -> tuple[Event, ...]:
+        """The events that the command would have now; its handler runs, and nothing is written."""
+        handler = self._handlers.find(type(_checked(command)))
+        unit = self._new_unit(Causation(command.source_id, command.source_id))
+        try:
+            return await self._execution.preview(command, handler, unit)
+        finally:
+            await unit.close()
+
+    async def _execute(self, command: AnyCommand[R], unit: UnitOfWork) -> R:
+        handler = self._handlers.find(type(command))  # before anything is loaded
+        try:
+            result: R = await self._execution.execute(command, handler, unit)
+        finally:
+            await unit.close()
         log.debug("command.handled", extra={"command": type(command).__qualname__, "source_id": command.source_id})
         return result
 
-    async def _through(
-        self,
-        position: int,
-        handler: Callable[[AnyCommand[Any], CommandContext], Awaitable[Any]],
-        command: AnyCommand[Any],
-        context: CommandContext,
-    ) -> Any:  # Any: the result of whatever command it is
-        if position == len(self._middleware):
-            return await handler(command, context)
 
-        def call_next(passed_on: AnyCommand[Any]) -> Awaitable[Any]:
-            return self._through(position + 1, handler, passed_on, context)
-
-        return await self._middleware[position](command, context, call_next)
+def _checked(command: AnyCommand[R]) -> AnyCommand[R]:
+    if not is_command(command):
+        raise InvalidMessageError(type(command), "it is not a command")
+    check_identified(command)
+    return command

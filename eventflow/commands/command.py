@@ -84,6 +84,12 @@ def check_identified(command: AnyCommand[Any]) -> None:
         raise InvalidMessageError(type(command), "its __post_init__ must call super().__post_init__()")
 
 
+def aggregate_id_of(message: Message) -> Identity | None:
+    """The aggregate that a command addresses; ``None``: none."""
+    aggregate_id = getattr(message, "aggregate_id", None)
+    return aggregate_id if isinstance(message, Command) and isinstance(aggregate_id, Identity) else None
+
+
 def is_command(message: Message) -> TypeGuard[AnyCommand[Any]]:
     """Whether a message is a command, of whatever result."""
     return isinstance(message, AnyCommand)

@@ -1,39 +1,16 @@
 """What a command handler may ask for besides its command."""
 
-from typing import Protocol
+from typing import Any
 
-import msgspec
 from typing_extensions import Unpack
 
-from eventflow.ids import JobId, SourceId
+from eventflow.commands.command import Command, aggregate_id_of
+from eventflow.commands.unit_of_work import UnitOfWork
+from eventflow.errors import InvalidScheduleError
+from eventflow.ids import Identity, JobId, SourceId
 from eventflow.messages import Message
 from eventflow.scheduling import ScheduleOptions
 from eventflow.services import ServiceScope
-
-
-class Causation(msgspec.Struct, frozen=True):
-    """Where something comes from: the id all of one story share, and the id of what directly caused it."""
-
-    correlation_id: str
-    causation_id: str
-
-
-class FollowUps(Protocol):
-    """Jobs and commands that a handler wants scheduled if, and only if, it succeeds."""
-
-    def add(self, message: Message, **options: Unpack[ScheduleOptions]) -> JobId:
-        """Check and encode at once; nothing is written yet. Raises what ``schedule`` raises."""
-        ...
-
-    async def commit(self) -> None:
-        """Schedule everything that was added, in one transaction."""
-        ...
-
-
-class FollowUpsFactory(Protocol):
-    """Begins the follow-ups of one handler run."""
-
-    def __call__(self, cause: Causation) -> FollowUps: ...
 
 
 class CommandContext:
@@ -44,15 +21,18 @@ class CommandContext:
         services: The services registered in the flow's lifespan, in a scope of this run.
         source_id: The command's source id.
         correlation_id: Shared by everything that follows from one first command or job.
+        deadlines: By name the job of each deadline that was set in this run; ``None``: it was cancelled.
     """
 
     def __init__(
-        self, *, services: ServiceScope, source_id: SourceId, correlation_id: str, follow_ups: FollowUps
+        self, *, services: ServiceScope, source_id: SourceId, unit: UnitOfWork, aggregate_id: Identity | None = None
     ) -> None:
         self.services = services
         self.source_id = source_id
-        self.correlation_id = correlation_id
-        self._follow_ups = follow_ups
+        self.correlation_id = unit.cause.correlation_id
+        self.deadlines: dict[str, JobId | None] = {}
+        self._unit = unit
+        self._aggregate_id = aggregate_id
 
     def schedule(self, message: Message, **options: Unpack[ScheduleOptions]) -> JobId:
         """
@@ -60,4 +40,48 @@ class CommandContext:
 
         The message is checked and encoded now; options are those of ``app.jobs.schedule``.
         """
-        return self._follow_ups.add(message, **options)
+        return self._unit.schedule(message, **options)
+
+    def schedule_deadline(self, name: str, command: Command[Any, Any], **options: Unpack[ScheduleOptions]) -> JobId:
+        """
+        Publish a command to this aggregate later, unless the deadline is cancelled or set anew before.
+
+        It comes about with the events of this command, or not at all. Setting a deadline of the same name replaces
+        it, even one that is already due: whichever is committed first wins.
+
+        Args:
+            name: Tells the deadlines of one aggregate apart; 1 to 100 characters.
+            command: For this aggregate.
+            **options: ``delay=`` or ``at=``, and the other options of ``app.jobs.schedule``.
+
+        Raises:
+            InvalidScheduleError: the command is for another aggregate, or an option makes no sense.
+        """
+        self._check_deadline(name)
+        if aggregate_id_of(command) != self._aggregate_id:
+            raise InvalidScheduleError(f"deadline {name!r}: {command!r} is not for {self._aggregate_id!r}")
+        self.deadlines[name] = job_id = self._unit.schedule(command, deadline=name, **options)
+        return job_id
+
+    def cancel_deadline(self, name: str) -> None:
+        """Keep a deadline of this aggregate from coming about; nothing happens if there is none."""
+        self._check_deadline(name)
+        self.deadlines[name] = None
+
+    async def transaction(self) -> Any:
+        """
+        A connection (of asyncpg) in the transaction that this command's events are written in.
+
+        It is opened now and held until the handler has ended, from a bounded pool: keep what follows short. What is
+        written over it exists exactly if the events do.
+
+        Raises:
+            EventFlowError: the application keeps everything in memory.
+        """
+        return await self._unit.transaction()
+
+    def _check_deadline(self, name: str) -> None:
+        if self._aggregate_id is None:
+            raise InvalidScheduleError("a deadline belongs to an aggregate; this command has none")
+        if not 1 <= len(name) <= 100:
+            raise InvalidScheduleError(f"deadline {name!r}: 1 to 100 characters")

@@ -1,25 +1,36 @@
 """Command handlers: functions that decide, found by the type of command they take."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, get_origin
+from typing import Any, cast, get_args, get_origin
 
-from eventflow.commands.command import AnyCommand, result_type
+from eventflow.aggregates import Aggregate, id_type
+from eventflow.commands.command import AnyCommand, Command, result_type
 from eventflow.commands.context import CommandContext
 from eventflow.definitions import annotations_of, describe
 from eventflow.errors import DuplicateCommandHandlerError, InvalidHandlerError, NoCommandHandlerError
 from eventflow.invocation import Invoker
+from eventflow.serialization import Codec
 
-AnyHandler = Callable[[Any, CommandContext], Any]
-"""(command, context) → result, or an awaitable of it. The registry pairs it with its command type."""
+AnyHandler = Callable[..., Any]
+"""(aggregate, command, context) → result, or (command, context) → result, or an awaitable of it."""
+
+_FORMS = (
+    "(aggregate: SomeAggregate, command: SomeCommand, context: CommandContext) -> Result, "
+    "or without the aggregate for a StandaloneCommand"
+)
 
 
 class CommandHandler:
     """
     A handler function with what its annotations say.
 
+    Attributes:
+        aggregate_type: Of its first parameter; ``None``: it takes no aggregate.
+        result: How results are stored.
+
     Raises:
-        InvalidHandlerError: it is not ``(command: SomeCommand, context: CommandContext) -> Result``, or the
-            result is another than the command declares.
+        InvalidHandlerError: it is not ``(aggregate, command, context) -> Result``, or ``(command, context) -> Result``;
+            or its id type or result is another than the command declares.
     """
 
     def __init__(self, function: AnyHandler, invoker: Invoker) -> None:
@@ -28,24 +39,39 @@ class CommandHandler:
         self.name = describe(function)
         hints = annotations_of(function)
         returned = hints.pop("return", None)
-        parameters = list(hints.items())
-        if len(parameters) != 2 or not _is_command(parameters[0][1]):
-            raise InvalidHandlerError(
-                f"{self.name} must be annotated as (command: SomeCommand, context: CommandContext) -> Result"
-            )
-        if parameters[1][1] is not CommandContext:
-            raise InvalidHandlerError(f"{self.name}: its second parameter must be a CommandContext")
-        self.command_type: type[AnyCommand[Any]] = parameters[0][1]
+        annotations = list(hints.values())
+        self.aggregate_type = _aggregate_type(annotations)
+        if self.aggregate_type is not None:
+            annotations = annotations[1:]
+        if len(annotations) != 2 or not _is_command(annotations[0]):
+            raise InvalidHandlerError(f"{self.name} must be annotated as {_FORMS}")
+        if annotations[1] is not CommandContext:
+            raise InvalidHandlerError(f"{self.name}: its last parameter must be a CommandContext")
+        self.command_type: type[AnyCommand[Any]] = annotations[0]
+        self._check_aggregate()
         declared = result_type(self.command_type)
         if returned != declared and Any not in (returned, declared):
             raise InvalidHandlerError(
                 f"{self.name} returns {_shown(returned)}, but {self.command_type.__qualname__} "
                 f"declares {_shown(declared)}"
             )
+        self.result: Codec[Any] = Codec(declared)
 
-    async def __call__(self, command: AnyCommand[Any], context: CommandContext) -> Any:
+    async def __call__(self, *arguments: Any) -> Any:
         """Run it; a plain function runs in a thread, which is waited for even when cancelled."""
-        return await self._invoker.call(self.function, command, context)
+        return await self._invoker.call(self.function, *arguments)
+
+    def _check_aggregate(self) -> None:
+        if self.aggregate_type is None:
+            return
+        wanted, given = id_type(self.aggregate_type), aggregate_id_type(self.command_type)
+        if given is None:
+            raise InvalidHandlerError(f"{self.name}: {self.command_type.__qualname__} addresses no aggregate")
+        if given != wanted:
+            raise InvalidHandlerError(
+                f"{self.name}: {self.command_type.__qualname__} addresses {_shown(given)}, but "
+                f"{self.aggregate_type.__qualname__} is identified by {_shown(wanted)}"
+            )
 
 
 class CommandHandlers:
@@ -77,6 +103,23 @@ class CommandHandlers:
 
     def __iter__(self) -> Iterator[CommandHandler]:
         return iter(self._handlers.values())
+
+
+def aggregate_id_type(command_type: type[AnyCommand[Any]]) -> Any:  # Any: whatever annotation stands there
+    """The type of the aggregate id that a command declares; ``None``: it addresses no aggregate."""
+    if not issubclass(command_type, Command):
+        return None
+    for base in command_type.__mro__:
+        for generic in vars(base).get("__orig_bases__", ()):
+            if isinstance(get_origin(generic), type) and issubclass(get_origin(generic), Command):
+                return get_args(generic)[0]
+    return None
+
+
+def _aggregate_type(annotations: list[Any]) -> type[Aggregate[Any]] | None:
+    first = annotations[0] if annotations else None
+    is_aggregate = isinstance(first, type) and issubclass(first, Aggregate)
+    return cast("type[Aggregate[Any]]", first) if is_aggregate else None
 
 
 def _is_command(annotation: Any) -> bool:

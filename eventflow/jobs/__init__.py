@@ -2,15 +2,17 @@
 
 from eventflow.ids import JobId
 from eventflow.jobs.definitions import JobDefinitions
-from eventflow.jobs.encoder import JobBuffer, JobEncoder
+from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.in_memory import InMemoryJobScheduler, InMemoryJobStore
-from eventflow.jobs.instant import InstantJobScheduler
+from eventflow.jobs.in_memory_commits import InMemoryCommits
+from eventflow.jobs.instant import InstantCommits, InstantJobScheduler
 from eventflow.jobs.job import Job, JobContext, JobOptions, job_version
 from eventflow.jobs.publish_command import PublishCommandJob
 from eventflow.jobs.records import (
     CancelOutcome,
     ClaimBatch,
     ClaimedJob,
+    Ending,
     Interest,
     JobRecord,
     JobState,
@@ -26,18 +28,22 @@ from eventflow.jobs.records import (
 from eventflow.jobs.runner import JobRunner
 from eventflow.jobs.scheduler import JobScheduler, Notify, StoreJobScheduler, SupportsExecute
 from eventflow.jobs.store import JobStore
+from eventflow.jobs.unit_of_work import Commits, Transactions, UnitsOfWork
 from eventflow.jobs.worker import Worker, WorkerSettings
 
 __all__ = [
     "CancelOutcome",
     "ClaimBatch",
     "ClaimedJob",
+    "Commits",
+    "Ending",
+    "InMemoryCommits",
     "InMemoryJobScheduler",
     "InMemoryJobStore",
+    "InstantCommits",
     "InstantJobScheduler",
     "Interest",
     "Job",
-    "JobBuffer",
     "JobContext",
     "JobDefinitions",
     "JobEncoder",
@@ -59,6 +65,8 @@ __all__ = [
     "StoreJobScheduler",
     "SupportsExecute",
     "Tick",
+    "Transactions",
+    "UnitsOfWork",
     "Worker",
     "WorkerRecord",
     "WorkerSettings",

@@ -1,15 +1,15 @@
 """From a job or command and its options to what is stored."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from typing_extensions import Unpack
 
 from eventflow.clock import to_microseconds
-from eventflow.commands import Causation, is_command
+from eventflow.commands import Causation, aggregate_id_of, is_command
 from eventflow.errors import InvalidScheduleError
-from eventflow.ids import Identity, JobId
+from eventflow.ids import JobId
 from eventflow.jobs.definitions import JobDefinitions
+from eventflow.jobs.headers import Headers
 from eventflow.jobs.job import Job
 from eventflow.jobs.publish_command import PublishCommandJob
 from eventflow.jobs.records import NewJob
@@ -33,9 +33,22 @@ class JobEncoder:
         self._definitions = definitions
         self._new_id = new_id
 
-    def encode(self, message: Message, cause: Causation | None = None, **options: Unpack[ScheduleOptions]) -> NewJob:
+    def encode(
+        self,
+        message: Message,
+        cause: Causation | None = None,
+        *,
+        deadline: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> NewJob:
         """
         The stored form of a job, or of the job that publishes a command.
+
+        Args:
+            message: The job or command.
+            cause: What it follows from; ``None``: a story begins with it.
+            deadline: Name of the deadline that it is.
+            **options: See :class:`~eventflow.scheduling.ScheduleOptions`.
 
         Raises:
             UnknownJobDefinitionError: the type is not registered.
@@ -53,6 +66,7 @@ class JobEncoder:
         due = due_of(options.get("at"), options.get("delay"))
         name, version, payload = self._definitions.encode(job)
         cause = cause or Causation(job_id, job_id)
+        aggregate_id = aggregate_id_of(job.command) if isinstance(job, PublishCommandJob) else None
         return NewJob(
             id=job_id,
             name=name,
@@ -61,39 +75,13 @@ class JobEncoder:
             queue=defaults.queue if queue is None else check_text("queue", queue, 100),
             priority=defaults.priority if priority is None else check_priority(priority),
             due=due,
-            headers=encode_plain({"correlation_id": cause.correlation_id, "causation_id": cause.causation_id}),
+            headers=encode_plain(Headers.of(cause, deadline)),
             key=None if key is None else check_text("key", key, 200),
             tags=_checked_tags(options.get("tags", ())),
-            aggregate_id=_aggregate_id(job),
+            aggregate_id=None if aggregate_id is None else str.__str__(aggregate_id),
             retry=None if retry is None else encode_plain(check_retry(retry).to_stored()),
             timeout_us=None if timeout is None else to_microseconds(timeout),
         )
-
-
-class JobBuffer:
-    """
-    Jobs that wait for the success of the handler that asked for them.
-
-    Args:
-        encoder: Checks and encodes at once.
-        cause: The command or job whose handler it is.
-        write: Inserts them, for who commits them without a job's completion.
-    """
-
-    def __init__(self, encoder: JobEncoder, cause: Causation, write: Callable[[Sequence[NewJob]], Any]) -> None:
-        self._encoder = encoder
-        self._cause = cause
-        self._write = write  # Any: an awaitable of nothing we read
-        self.jobs: list[NewJob] = []
-
-    def add(self, message: Message, **options: Unpack[ScheduleOptions]) -> JobId:
-        job = self._encoder.encode(message, self._cause, **options)
-        self.jobs.append(job)
-        return job.id
-
-    async def commit(self) -> None:
-        if self.jobs:
-            await self._write(self.jobs)
 
 
 def as_job(message: Message) -> Job:
@@ -111,8 +99,3 @@ def _checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
     if len(tags) > 50:
         raise InvalidScheduleError(f"{len(tags)} tags: at most 50")
     return tuple(check_text("tags", tag, 100) for tag in tags)
-
-
-def _aggregate_id(job: Job) -> str | None:
-    aggregate_id = getattr(job.command, "aggregate_id", None) if isinstance(job, PublishCommandJob) else None
-    return str.__str__(aggregate_id) if isinstance(aggregate_id, Identity) else None

@@ -8,6 +8,7 @@ import msgspec
 
 from eventflow.clock import Clock, to_datetime, to_microseconds
 from eventflow.errors import DatabaseError, LeaseLostError
+from eventflow.eventstore import Changes
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.records import (
@@ -17,6 +18,7 @@ from eventflow.jobs.records import (
     CancelOutcome,
     ClaimBatch,
     ClaimedJob,
+    Ending,
     Interest,
     JobRecord,
     JobState,
@@ -31,6 +33,7 @@ from eventflow.jobs.records import (
 )
 from eventflow.jobs.runner import JobRunner
 from eventflow.jobs.scheduler import StoreJobScheduler
+from eventflow.jobs.unit_of_work import Commits
 from eventflow.scheduling import Due
 
 _DAY_US = 24 * 60 * 60 * 1_000_000
@@ -92,6 +95,12 @@ class InMemoryJobStore:
     def on_wake(self, wake: Callable[[], None]) -> None:
         """Call this when there may be something to claim."""
         self._wakes.append(wake)
+
+    def drop_waiting(self, job_id: JobId) -> None:
+        """Forget a job if it still waits: a deadline that was replaced."""
+        row = self._rows.get(job_id)
+        if row is not None and row.state is JobState.WAITING:
+            del self._rows[job_id]
 
     async def insert(self, jobs: Sequence[NewJob]) -> None:
         self._add(jobs)
@@ -212,7 +221,7 @@ class InMemoryJobStore:
         return [_claimed(row) for row in self._held_by(worker_id) if row.job.id not in known]
 
     async def settle(self, worker_id: WorkerId, settlements: Sequence[Settlement]) -> set[JobId]:
-        settled = {s.claim.id: s for s in settlements if self._holds(worker_id, s.claim)}
+        settled = {s.claim.id: s for s in settlements if self.holds(worker_id, s.claim)}
         self._add([job for settlement in settled.values() for job in settlement.follow_ups])
         for job_id, settlement in settled.items():
             self._settle(self._rows[job_id], settlement)
@@ -270,7 +279,7 @@ class InMemoryJobStore:
     def _held_by(self, worker_id: WorkerId) -> list[_Row]:
         return [r for r in self._rows.values() if r.state is JobState.RUNNING and r.worker_id == worker_id]
 
-    def _holds(self, worker_id: WorkerId, claim: ClaimedJob) -> bool:
+    def holds(self, worker_id: WorkerId, claim: ClaimedJob) -> bool:
         row = self._rows.get(claim.id)
         if row is None or row.state is not JobState.RUNNING:
             return False
@@ -373,20 +382,30 @@ class InMemoryJobScheduler(StoreJobScheduler):
     A worker over the same store runs them; :meth:`run_due` runs them here and now.
     """
 
-    def __init__(self, store: InMemoryJobStore, encoder: JobEncoder, runner: JobRunner, interest: Interest) -> None:
+    def __init__(
+        self, store: InMemoryJobStore, commits: Commits, encoder: JobEncoder, runner: JobRunner, interest: Interest
+    ) -> None:
         super().__init__(store, encoder)
         self._memory = store
+        self._commits = commits
         self._runner = runner
         self._interest = interest
 
     async def run_due(self) -> int:
         """Run every job that is due, and those they lead to; returns the number of attempts made."""
         me, made = WorkerId.new(), 0
+
+        async def end(settlement: Settlement, changes: Changes, connection: Any) -> None:
+            await self._commits.commit(
+                changes, settlement.follow_ups, ends=Ending(me, settlement), connection=connection
+            )
+
         await self._memory.open_worker(WorkerRecord(me, "memory", 0, "", None, 1))
         try:
             while (batch := await self._memory.claim(me, self._interest, ready=1, ahead=0, horizon_us=0)).jobs:
-                settlement = await self._runner.run(batch.jobs[0], started_us=batch.now_us)
-                await self._memory.settle(me, [settlement])
+                settlement = await self._runner.run(batch.jobs[0], started_us=batch.now_us, end=end)
+                if not settlement.is_written:
+                    await self._memory.settle(me, [settlement])
                 made += 1
         finally:
             await self._memory.close_worker(me)

@@ -1,17 +1,29 @@
 """The scheduler that does not schedule: runs each job at once, in the call."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from typing_extensions import Unpack
 
 from eventflow.clock import Clock, to_microseconds
 from eventflow.errors import InvalidScheduleError
+from eventflow.eventstore import Changes, InMemoryEventStore
+from eventflow.eventstore.in_memory import refuse_connection
 from eventflow.ids import JobId
 from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.job import Job
-from eventflow.jobs.records import CancelOutcome, ClaimedJob, JobRecord, JobState, NewJob, Outcome, RescheduleOutcome
+from eventflow.jobs.records import (
+    CancelOutcome,
+    ClaimedJob,
+    Ending,
+    JobRecord,
+    JobState,
+    NewJob,
+    Outcome,
+    RescheduleOutcome,
+)
 from eventflow.jobs.runner import JobRunner
 from eventflow.jobs.scheduler import Notify, SupportsExecute
 from eventflow.scheduling import Due, ScheduleOptions
@@ -81,8 +93,29 @@ class InstantJobScheduler:
                 log.warning("job.ran_instead_of_waiting", extra={"job_id": job.id, "job": job.name})
             now_us = to_microseconds(self._clock.now())
             settlement = await self._runner.run(_claimed(job, now_us), started_us=now_us)
-            if settlement.outcome is Outcome.SUCCEEDED:
+            if settlement.outcome is Outcome.SUCCEEDED and not settlement.is_written:
                 await self.run(settlement.follow_ups)
+
+
+class InstantCommits:
+    """
+    Implements :class:`~eventflow.jobs.Commits`: changes are written, then their jobs run.
+
+    Args:
+        events: Where changes are written.
+        run: Runs jobs now.
+    """
+
+    def __init__(self, events: InMemoryEventStore, run: Callable[[Sequence[NewJob]], Awaitable[None]]) -> None:
+        self._events = events
+        self._run = run
+
+    async def commit(
+        self, changes: Changes, jobs: Sequence[NewJob] = (), *, ends: Ending | None = None, connection: Any = None
+    ) -> None:
+        refuse_connection(connection)
+        self._events.write(changes)
+        await self._run(jobs)
 
 
 def _claimed(job: NewJob, now_us: int) -> ClaimedJob:

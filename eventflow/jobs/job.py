@@ -3,12 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from typing_extensions import Unpack
 
-from eventflow.commands import FollowUps
+from eventflow.commands import UnitOfWork
 from eventflow.ids import JobId
 from eventflow.messages import Message, declare
 from eventflow.retry import RetryPolicy
@@ -31,6 +31,7 @@ class JobContext:
         due_at: When it was to run first.
         services: The services registered in the flow's lifespan, in a scope of this attempt.
         correlation_id: Shared by everything that follows from one first command or job.
+        unit: What the attempt writes.
     """
 
     def __init__(
@@ -40,15 +41,14 @@ class JobContext:
         attempt: int,
         due_at: datetime,
         services: ServiceScope,
-        correlation_id: str,
-        follow_ups: FollowUps,
+        unit: UnitOfWork,
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
         self.due_at = due_at
         self.services = services
-        self.correlation_id = correlation_id
-        self.follow_ups = follow_ups
+        self.correlation_id = unit.cause.correlation_id
+        self.unit = unit
 
     def schedule(self, message: Message, **options: Unpack[ScheduleOptions]) -> JobId:
         """
@@ -56,7 +56,19 @@ class JobContext:
 
         The message is checked and encoded now; options are those of ``app.jobs.schedule``.
         """
-        return self.follow_ups.add(message, **options)
+        return self.unit.schedule(message, **options)
+
+    async def transaction(self) -> Any:
+        """
+        A connection (of asyncpg) in the transaction that completes this job.
+
+        It is opened now and held until the attempt has ended, from a bounded pool: keep what follows short. What is
+        written over it exists exactly if the job has succeeded.
+
+        Raises:
+            EventFlowError: the application keeps everything in memory.
+        """
+        return await self.unit.transaction()
 
 
 class Job(Message):

@@ -1,10 +1,13 @@
 """The job that publishes a command."""
 
+import logging
 from typing import Any, Self, final
 
 from eventflow.commands import AnyCommand, CommandBus, is_command
-from eventflow.errors import InvalidHandlerError, InvalidScheduleError
+from eventflow.errors import DuplicateOperationError, InvalidHandlerError, InvalidScheduleError
 from eventflow.jobs.job import Job, JobContext
+
+log = logging.getLogger("eventflow.jobs")
 
 NAME_PREFIX = "PublishCommand:"
 """
@@ -18,7 +21,7 @@ command waits, not a command inside a job.
 @final
 class PublishCommandJob(Job):
     """
-    Publishes its command through the bus; what the handler schedules is written with the completion.
+    Publishes its command through the bus; its completion is written with what the command changes.
 
     Raises:
         InvalidScheduleError: it is given something else.
@@ -41,4 +44,7 @@ class PublishCommandJob(Job):
 
     async def execute(self, context: JobContext) -> None:
         bus = await context.services.aget(CommandBus)
-        await bus.handle(self.command, context.follow_ups, correlation_id=context.correlation_id)
+        try:
+            await bus.handle(self.command, context.unit)
+        except DuplicateOperationError as exc:  # the effect is there
+            log.info("command.duplicate", extra={"job_id": context.job_id, "source_id": exc.source_id})

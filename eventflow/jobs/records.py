@@ -112,6 +112,7 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
         error: JSON object of the error (type, message, traceback), free of NUL.
         reason: Why it is dead, in one word.
         follow_ups: Jobs to insert in the same transaction, if the claim still holds.
+        is_written: It has been written, with what the job changed.
     """
 
     claim: ClaimedJob
@@ -122,6 +123,14 @@ class Settlement(msgspec.Struct, frozen=True, kw_only=True):
     due: Due | None = None
     retention_days: int = 0
     follow_ups: tuple[NewJob, ...] = ()
+    is_written: bool = False
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """A claim that ends in success within a transaction, and the worker whose claim it is."""
+
+    worker_id: WorkerId
+    settlement: Settlement
 
 
 class Peer(msgspec.Struct, frozen=True):

@@ -2,27 +2,32 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
+from typing import Any, TypeAlias
 
 import anyio
 import msgspec
 
 from eventflow.clock import Clock, to_datetime, to_microseconds
-from eventflow.commands import Causation
-from eventflow.errors import JobTimeoutError
+from eventflow.errors import ClaimLostError, DeadlinePassedError, JobTimeoutError
+from eventflow.eventstore import Changes
 from eventflow.invocation import Invoker
 from eventflow.jobs.definitions import JobDefinitions
-from eventflow.jobs.encoder import JobBuffer
 from eventflow.jobs.error_text import describe_error, is_unwieldy, storable
+from eventflow.jobs.headers import Headers
 from eventflow.jobs.job import JobContext, JobOptions
-from eventflow.jobs.records import ClaimedJob, Outcome, Settlement
+from eventflow.jobs.records import ClaimedJob, NewJob, Outcome, Settlement
+from eventflow.jobs.unit_of_work import UnitsOfWork, Write, nothing_of
 from eventflow.retry import OnError
 from eventflow.scheduling import Due
 from eventflow.serialization import text_of
 from eventflow.services import Services
 
 log = logging.getLogger("eventflow.jobs")
+
+EndClaim: TypeAlias = Callable[[Settlement, Changes, Any], Awaitable[None]]
+"""Ends a claim in success, and writes what the job changed with it; in a connection's transaction, if there is one."""
 
 
 class JobRunner:
@@ -33,7 +38,7 @@ class JobRunner:
         definitions: The jobs that can be decoded.
         invoker: Calls them.
         services: Where jobs get their services from.
-        new_buffer: Begins the follow-ups of an attempt.
+        units: Begins what an attempt writes.
         clock: Measures the timeout.
         rng: Source of the jitter of retries.
     """
@@ -44,19 +49,24 @@ class JobRunner:
         *,
         invoker: Invoker,
         services: Services,
-        new_buffer: Callable[[Causation], JobBuffer],
+        units: UnitsOfWork,
         clock: Clock,
         rng: Random,
     ) -> None:
         self._definitions = definitions
         self._invoker = invoker
         self._services = services
-        self._new_buffer = new_buffer
+        self._units = units
         self._clock = clock
         self._rng = rng
 
     async def run(
-        self, claim: ClaimedJob, *, started_us: int, is_cancelled: Callable[[], bool] | None = None
+        self,
+        claim: ClaimedJob,
+        *,
+        started_us: int,
+        end: EndClaim | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
     ) -> Settlement:
         """
         One attempt. Never raises what the job raises; only cancellation of the caller passes through.
@@ -64,50 +74,57 @@ class JobRunner:
         Args:
             claim: The job.
             started_us: Now, by the store's clock.
+            end: Ends the claim in success, with what the job changes; without it only the changes are written.
             is_cancelled: Tells whether it is the caller who is being cancelled, and not the handler that cancelled
                 itself; by default any cancellation of the task is the caller's.
         """
         try:
             job = self._definitions.decode(claim.name, claim.version, claim.payload)
             due_at = to_datetime(claim.due_us)
-            cause = _cause(claim)
+            headers = Headers.read(claim)
         except BaseException as exc:  # noqa: BLE001 - any client can write a row, and a type's own check may raise anything
             log.error(  # noqa: TRY400 - the reason says it all
                 "job.undecodable", extra={"job_id": claim.id, "job": claim.name, "error": storable(text_of(exc))}
             )
             return dead(claim, "undecodable", exc, started_us)
         options = self._definitions.options_of(job)
-        buffer = self._new_buffer(cause)
+        success = Settlement(
+            claim=claim, outcome=Outcome.SUCCEEDED, started_us=started_us, retention_days=options.retention_days
+        )
+        unit = self._units.of_job(
+            headers.cause_of(claim), claim.id, None if end is None else _writer(end, success), deadline=headers.deadline
+        )
         timeout = _timeout(claim, options)
         try:
             async with self._services.scope() as services:
                 context = JobContext(
-                    job_id=claim.id,
-                    attempt=claim.attempt,
-                    due_at=due_at,
-                    services=services,
-                    correlation_id=cause.correlation_id,
-                    follow_ups=buffer,
+                    job_id=claim.id, attempt=claim.attempt, due_at=due_at, services=services, unit=unit
                 )
                 with self._clock.deadline(timeout) as deadline:
                     await self._invoker.call(job.execute, context)
+                    if unit.has_transaction:
+                        await unit.commit(nothing_of(claim.id))
                 if deadline.cancelled_caught:
                     raise JobTimeoutError(timeout or 0)
-        except anyio.get_cancelled_exc_class() as exc:
-            if (is_cancelled or _is_cancelled)():
-                raise
-            return self._failed(claim, options, exc, started_us)  # the handler's own; nobody cancelled us
-        except BaseException as exc:  # noqa: BLE001 - a SystemExit of a handler is that job's failure, not the worker's
-            return self._failed(claim, options, exc, started_us)
-        return Settlement(
-            claim=claim,
-            outcome=Outcome.SUCCEEDED,
-            started_us=started_us,
-            retention_days=options.retention_days,
-            follow_ups=tuple(buffer.jobs),
-        )
+        except BaseException as exc:
+            if not unit.is_committed:
+                if isinstance(exc, anyio.get_cancelled_exc_class()) and (is_cancelled or _is_cancelled)():
+                    raise
+                return self._failed(claim, options, exc, started_us)
+            log.warning("job.failed_after_commit", extra={"job_id": claim.id, "job": claim.name}, exc_info=exc)
+        finally:
+            await unit.close()
+        if unit.is_committed:
+            return msgspec.structs.replace(success, is_written=True)
+        return msgspec.structs.replace(success, follow_ups=tuple(unit.jobs))
 
     def _failed(self, claim: ClaimedJob, options: JobOptions, error: BaseException, started_us: int) -> Settlement:
+        if isinstance(error, ClaimLostError):
+            log.warning("claim.lost", extra={"job_id": claim.id, "claim_no": claim.claim_no})
+            return Settlement(claim=claim, outcome=Outcome.RELEASED, is_written=True)
+        if isinstance(error, DeadlinePassedError):
+            log.info("deadline.passed", extra={"job_id": claim.id, "job": claim.name})
+            return Settlement(claim=claim, outcome=Outcome.CANCELLED, started_us=started_us, retention_days=1)
         try:
             policy = options.retry.with_stored(msgspec.json.decode(claim.retry) if claim.retry else None)
         except Exception:  # noqa: BLE001 - somebody else wrote it; ours are checked
@@ -147,16 +164,11 @@ def dead(claim: ClaimedJob, reason: str, error: BaseException, started_us: int |
     )
 
 
-class _Headers(msgspec.Struct):
-    correlation_id: str | None = None
+def _writer(end: EndClaim, success: Settlement) -> Write:
+    async def write(changes: Changes, jobs: Sequence[NewJob], connection: Any) -> None:
+        await end(msgspec.structs.replace(success, follow_ups=tuple(jobs)), changes, connection)
 
-
-_headers = msgspec.json.Decoder(_Headers)
-
-
-def _cause(claim: ClaimedJob) -> Causation:
-    headers = _headers.decode(claim.headers) if claim.headers else _Headers()
-    return Causation(headers.correlation_id or claim.id, claim.id)
+    return write
 
 
 def _is_cancelled() -> bool:

@@ -15,7 +15,7 @@ from eventflow.postgres.migrator import (
 from eventflow.postgres.presence import PostgresPresence
 from eventflow.postgres.scheduler import PostgresJobScheduler
 from eventflow.postgres.statements import DEFAULT_SCHEMA, check_schema
-from eventflow.postgres.transactions import PooledConnection
+from eventflow.postgres.transactions import PooledConnection, Transactions
 
 __all__ = [
     "DEFAULT_POOL_SIZE",
@@ -28,6 +28,7 @@ __all__ = [
     "PostgresJobScheduler",
     "PostgresJobStore",
     "PostgresPresence",
+    "Transactions",
     "applied_version",
     "check_schema",
     "check_version",

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
@@ -245,3 +245,31 @@ class Lane:
                 except DRIVER_ERRORS:
                     self._connect.not_answered(asked_at)
             self.terminate()
+
+
+class Lanes:
+    """
+    A few lanes that do the same: each statement takes the one that was used last, of those that are free.
+
+    Args:
+        number: How many there are.
+    """
+
+    def __init__(self, connect: Connector, schema: str, number: int) -> None:
+        self._all = [Lane(connect, schema) for _ in range(number)]
+        self._free = list(self._all)
+        self._number = anyio.Semaphore(number)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncGenerator[Connection]:
+        """A connection for this task alone; see :meth:`Lane.connection`."""
+        async with self._number:
+            lane = self._free.pop()
+            try:
+                async with lane.connection() as connection:
+                    yield connection
+            finally:
+                self._free.append(lane)
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._all)

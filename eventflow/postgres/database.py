@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
@@ -11,17 +11,23 @@ import asyncpg
 
 from eventflow.clock import Clock
 from eventflow.jobs import JobEncoder
-from eventflow.postgres.connection import CONNECT_SECONDS, Connector, Lane, connector
+from eventflow.postgres.commits import PostgresCommits
+from eventflow.postgres.connection import CONNECT_SECONDS, Connector, Lane, Lanes, connector
+from eventflow.postgres.event_store import PostgresEventStore
 from eventflow.postgres.job_store import NOTIFY_WITHIN_US, PostgresJobStore
 from eventflow.postgres.notifier import Notifier
 from eventflow.postgres.pooler import Dialer
 from eventflow.postgres.presence import PostgresPresence
 from eventflow.postgres.scheduler import PostgresJobScheduler
 from eventflow.postgres.statements import DEFAULT_SCHEMA, check_schema
-from eventflow.postgres.transactions import Pool, PooledConnection, Transactions
+from eventflow.postgres.transactions import Pool, Transactions
 from eventflow.supervision import Supervisor, background_tasks
 
 DEFAULT_POOL_SIZE = 4
+READING_LANES = 2
+"""Connections over which commands load their aggregates."""
+COMMITTING_LANES = 4
+"""Connections over which commands commit; so many share an fsync."""
 CLOSE_SECONDS = 3.0
 
 
@@ -29,11 +35,14 @@ class PostgresDatabase:
     """
     What one process needs of one database.
 
-    A process that schedules has up to 3 connections (inserting, looking, notifying) and the pool's; a worker 5
-    more (claiming, ending claims, watching, beating, listening). Each is opened when first needed.
+    A process that schedules has up to 3 connections (inserting, looking, notifying) and the pool's; one that publishes
+    commands up to 6 more (2 for loading, 4 for committing); a worker 5 more (claiming, ending claims, watching,
+    beating, listening). Each is opened when first needed.
 
     Attributes:
         store: The job store.
+        events: The event store.
+        commits: Writes what commands and jobs change.
     """
 
     def __init__(
@@ -50,6 +59,16 @@ class PostgresDatabase:
         self._wakes_here: list[Callable[[], None]] = []
         self.store = PostgresJobStore(connect, schema, wake=self._wake, signal=self._notifier.signal)
         self._transactions = Transactions(pool, schema, committed=self._committed)
+        self._reading = Lanes(connect, schema, READING_LANES)
+        self._committing = Lanes(connect, schema, COMMITTING_LANES)
+        self.commits = PostgresCommits(
+            self._committing,
+            self.store.queues,
+            schema,
+            transactions=self._transactions,
+            committed=self._committed,
+        )
+        self.events = PostgresEventStore(self._reading, self.commits, schema)
 
     @classmethod
     @asynccontextmanager
@@ -120,9 +139,10 @@ class PostgresDatabase:
             rng=self._rng,
         )
 
-    def transaction(self) -> AbstractAsyncContextManager[PooledConnection]:
-        """A connection in a transaction; see :meth:`Transactions.begin`."""
-        return self._transactions.begin()
+    @property
+    def transactions(self) -> Transactions:
+        """Those that handlers and callers write in."""
+        return self._transactions
 
     def on_wake(self, wake: Callable[[], None]) -> None:
         """A worker in this process: it is woken directly, the others by notification."""
@@ -140,10 +160,14 @@ class PostgresDatabase:
     async def _close(self) -> None:
         await self._notifying.close()
         await self.store.close()
+        for lane in (*self._reading, *self._committing):
+            await lane.close()
         if not self._connect.silent:
             await self._pool.close()
 
     def _terminate(self) -> None:
         self._notifying.terminate()
         self.store.terminate()
+        for lane in (*self._reading, *self._committing):
+            lane.terminate()
         self._pool.terminate()

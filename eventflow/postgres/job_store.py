@@ -1,7 +1,7 @@
 """The job store on Postgres."""
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -30,6 +30,7 @@ from eventflow.postgres.bounds import LowerBounds
 from eventflow.postgres.connection import STATEMENT_SECONDS, AnyConnection, Connection, Connector, Lane
 from eventflow.postgres.group_insert import GroupInsert
 from eventflow.postgres.migrator import check_version
+from eventflow.postgres.queues import Queues
 from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_row, insert_arguments, job_record
 from eventflow.postgres.statements import statement
 from eventflow.postgres.transactions import atomic
@@ -48,6 +49,8 @@ LOOKUP_SECONDS = 2.0
 """How long to look for the jobs of an insert whose answer was lost; its caller waits."""
 MOVES = 3
 """How often to look for a job that was not found: it may have moved between the tables meanwhile."""
+RECEIPT_DAYS = 30
+"""How long it is remembered that a command was done."""
 RESCUE_LOCK = "SET LOCAL lock_timeout = '200ms'"
 """A worker whose claim is stuck holds its row: it is rescued at a later look, and nothing waits behind that."""
 NOTIFY_WITHIN_US = 1_500_000
@@ -60,6 +63,9 @@ class PostgresJobStore:
 
     It has a connection for each thing that must not wait for another: inserting, looking jobs up, claiming, ending
     claims, and watching the time and the other workers. Each is opened when first used.
+
+    Attributes:
+        queues: Their numbers.
 
     Args:
         connect: Opens a connection.
@@ -87,7 +93,7 @@ class PostgresJobStore:
         self._looking = Lane(connect, schema)
         self._watching = watching or Lane(connect, schema)
         self._group = GroupInsert(self._insert_now)
-        self._queue_ids: dict[str, int] = {}
+        self.queues = Queues(self._inserting, schema)
         self._bounds = LowerBounds()
 
     async def close(self) -> None:
@@ -118,7 +124,7 @@ class PostgresJobStore:
 
     async def _insert_now(self, jobs: Sequence[NewJob]) -> None:
         """Insert and commit, and resolve a commit whose answer was lost."""
-        queue_ids = await self._queues(jobs)
+        queue_ids = await self.queues.ids(jobs)
         try:
             async with self._committing(self._inserting, [job.id for job in jobs]) as connection:
                 failpoint("insert.sending")
@@ -150,7 +156,7 @@ class PostgresJobStore:
 
         Errors of the transaction are the caller's to roll back.
         """
-        queue_ids = await self._queues(jobs)
+        queue_ids = await self.queues.ids(jobs)
         try:
             return await self._write(connection, jobs, queue_ids)
         except DRIVER_ERRORS as exc:
@@ -163,7 +169,7 @@ class PostgresJobStore:
         except DRIVER_ERRORS as exc:
             raise translate(exc, self._schema) from exc
 
-    async def _write(self, connection: AnyConnection, jobs: Sequence[NewJob], queue_ids: dict[str, int]) -> int:
+    async def _write(self, connection: AnyConnection, jobs: Sequence[NewJob], queue_ids: Mapping[str, int]) -> int:
         if len(jobs) < COPY_FROM:
             soonest_us: int = await connection.fetchval(self._sql("insert_jobs"), *insert_arguments(jobs, queue_ids))
             return soonest_us
@@ -177,12 +183,6 @@ class PostgresJobStore:
                 timeout=STATEMENT_SECONDS + sum(len(job.payload) + 1000 for job in jobs) / COPY_BYTES_PER_SECOND,
             )
         return min(d.at_us - now_us if d.at_us is not None else d.delay_us or 0 for d in (job.due for job in jobs))
-
-    async def _queues(self, jobs: Sequence[NewJob]) -> dict[str, int]:
-        for queue in {job.queue for job in jobs} - self._queue_ids.keys():
-            [row] = await self._inserting.fetch(self._sql("ensure_queue"), queue)
-            self._queue_ids[queue] = row["id"]
-        return self._queue_ids
 
     async def _exist(self, jobs: Sequence[NewJob]) -> bool:
         """Whether an insert whose answer was lost was committed; false if it cannot be told."""
@@ -368,7 +368,7 @@ class PostgresJobStore:
             else:
                 (dead if settlement.outcome is Outcome.DEAD else ended).append(settlement)
         follow_ups = [job for settlement in ended for job in settlement.follow_ups]
-        queue_ids = await self._queues(follow_ups)
+        queue_ids = await self.queues.ids(follow_ups)
         async with self._settling.connection() as connection:
             if ended and not (waiting or dead or follow_ups):
                 return await self._complete(connection, worker_id, ended)  # most batches: one statement
@@ -453,6 +453,10 @@ class PostgresJobStore:
     async def maintain(self, retention_days: Sequence[int]) -> None:
         await self._watching.fetch(self._sql("maintain_history"), list(retention_days))
         await self._watching.fetch(self._sql("delete_closed_workers"))
+        forgotten = 1
+        while forgotten:
+            [row] = await self._watching.fetch(self._sql("forget_receipts"), RECEIPT_DAYS)
+            forgotten = row["forgotten"]
 
 
 def _job_ids(rows: Sequence[asyncpg.Record]) -> set[JobId]:

@@ -9,8 +9,10 @@ import asyncpg
 from asyncpg.transaction import Transaction as DriverTransaction
 
 from eventflow.errors import CommitUnknownError
+from eventflow.eventstore import StreamId
 from eventflow.ids import JobId
 from eventflow.postgres.connection import STATEMENT_SECONDS, AnyConnection, Connection
+from eventflow.postgres.statements import statement
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
 
 PooledConnection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -23,16 +25,19 @@ ACQUIRE_SECONDS = 30.0
 
 
 class Transaction:
-    """What was scheduled in one open transaction."""
+    """What was written for eventflow in one open transaction."""
 
     def __init__(self) -> None:
+        self.is_used = False
         self.ids: list[JobId] = []
         self.soonest_us: int | None = None
 
-    def add(self, ids: Sequence[JobId], soonest_us: int) -> None:
-        """These jobs were written; the first is ready in so many microseconds."""
+    def add(self, ids: Sequence[JobId], soonest_us: int | None) -> None:
+        """Something was written; of these jobs the first is ready in so many microseconds."""
+        self.is_used = True
         self.ids.extend(ids)
-        self.soonest_us = soonest_us if self.soonest_us is None else min(self.soonest_us, soonest_us)
+        if soonest_us is not None:
+            self.soonest_us = soonest_us if self.soonest_us is None else min(self.soonest_us, soonest_us)
 
 
 class Transactions:
@@ -88,6 +93,23 @@ class Transactions:
         if transaction.soonest_us is not None:
             self._committed(transaction.soonest_us)
 
+    async def lock(self, connection: AnyConnection, stream: StreamId) -> None:
+        """
+        Keep others from writing to a stream until the connection's transaction has ended.
+
+        Raises:
+            DatabaseUnavailableError: others hold it for too long.
+        """
+        try:
+            await connection.fetchrow(
+                statement("lock_stream", self._schema),
+                stream.aggregate_name,
+                stream.aggregate_id,
+                timeout=STATEMENT_SECONDS,
+            )
+        except DRIVER_ERRORS as exc:
+            raise translate(exc, self._schema) from exc
+
     async def _start(self, connection: PooledConnection, scope: DriverTransaction) -> None:
         try:
             with anyio.fail_after(STATEMENT_SECONDS):  # the pool's connections have no limit of their own
@@ -99,7 +121,7 @@ class Transactions:
             raise
 
     async def _commit(self, connection: PooledConnection, scope: DriverTransaction, transaction: Transaction) -> None:
-        if transaction.ids:
+        if transaction.is_used:
             await self._check_not_aborted(connection, scope)
         try:
             with anyio.fail_after(END_SECONDS, shield=True):  # half a commit would be an unknown one

@@ -23,17 +23,20 @@ from eventflow import (
     Worker,
     WorkerSettings,
 )
+from eventflow.aggregates import AggregateRepository
 from eventflow.clock import to_microseconds
-from eventflow.commands import Causation
+from eventflow.commands import CommandExecution
+from eventflow.eventstore import InMemoryEventStore
 from eventflow.ids import WorkerId
 from eventflow.jobs import (
     ClaimedJob,
+    InMemoryCommits,
     InMemoryJobStore,
-    JobBuffer,
     JobEncoder,
     JobRunner,
     Settlement,
     StoreJobScheduler,
+    UnitsOfWork,
     WorkerRecord,
 )
 from eventflow.jobs.worker import InProcessPresence
@@ -126,15 +129,20 @@ class Bench:
         self.services.register_value(Behaviours, Behaviours(behaviour))
         self.encoder = JobEncoder(self.model.definitions)
         self.store = store(self.clock)
-        self.bus = CommandBus(
-            self.model.handlers, services=self.services, follow_ups=self.new_buffer, middleware=self.model.middleware
+        self.events = InMemoryEventStore(self.clock)
+        self.commits = InMemoryCommits(self.store, self.events)
+        self.units = UnitsOfWork(self.encoder, self.events, self.commits)
+        repository = AggregateRepository(self.events, self.model.events, self.model.aggregates)
+        execution = CommandExecution(
+            repository, services=self.services, middleware=self.model.middleware, clock=self.clock, rng=self.rng
         )
+        self.bus = CommandBus(self.model.handlers, execution, new_unit=self.units)
         self.services.register_value(CommandBus, self.bus)
         self.runner = JobRunner(
             self.model.definitions,
             invoker=self.model.invoker,
             services=self.services,
-            new_buffer=self.new_buffer,
+            units=self.units,
             clock=self.clock,
             rng=self.rng,
         )
@@ -145,10 +153,6 @@ class Bench:
     def now_us(self) -> int:
         """The store's time."""
         return to_microseconds(self.clock.now())
-
-    def new_buffer(self, cause: Causation) -> JobBuffer:
-        """Begin the follow-ups of a handler."""
-        return JobBuffer(self.encoder, cause, self.store.insert)
 
     def claim(self, message: Message | None = None, **changes: Any) -> ClaimedJob:
         """A claimed job, due now, as a store would hand it out; *changes* replace its fields."""
@@ -185,6 +189,7 @@ class Bench:
         chosen = WorkerSettings(**settings)
         return Worker(
             self.store,
+            self.commits,
             InProcessPresence(self.store, clock=self.clock, rng=self.rng, interval=chosen.heartbeat_interval),
             self.runner,
             interest=self.interest,

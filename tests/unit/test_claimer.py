@@ -66,7 +66,9 @@ class Rig:
         chosen = WorkerSettings(concurrency=concurrency, **settings)
         store_time = StoreTime(self.clock)
         self.throughput = Throughput(self.clock)
-        self.completions = Completions(self.store, ME, clock=self.clock, linger=0.0, batch=500)
+        self.completions = Completions(
+            self.store, ME, commits=self.bench.commits, clock=self.clock, rng=self.bench.rng, linger=0.0, batch=500
+        )
         self.seats = Seats(concurrency)
         self.slots = Slots(
             seats=self.seats,

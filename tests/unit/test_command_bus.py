@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 import pytest
 
 from eventflow import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 ORDER = OrderId.new()
+HOUR = timedelta(hours=1)
 
 
 def bench_of(*handlers: Callable[..., Any], middleware: tuple[CommandMiddleware, ...] = ()) -> Bench:
@@ -78,20 +80,37 @@ async def test_unregistered_command_with_a_handler_needs_no_more() -> None:
 
 
 async def test_result_is_handed_over_as_it_is() -> None:
-    """The caller gets the object that the handler returned, of whatever type the command declares."""
+    """The caller gets the object that the handler returned, not one that was read back."""
 
-    class Report:
-        """Nothing that JSON could carry."""
+    class Report(msgspec.Struct):
+        pages: int
 
     class Ask(StandaloneCommand[Report]):
         pass
 
-    report = Report()
+    report = Report(3)
 
     async def answer(command: Ask, context: CommandContext) -> Report:
         return report
 
     assert await bench_of(answer).bus.publish(Ask()) is report
+
+
+@pytest.mark.parametrize("result", [None, 5, object(), float("nan")], ids=repr)
+async def test_result_of_another_type_than_declared_is_refused(result: Any) -> None:
+    """It is kept with the receipt, so it has to be what it says; nothing is written."""
+
+    async def answer(command: RebuildIndex, context: CommandContext) -> str:
+        context.schedule(RebuildIndex(), delay=HOUR)
+        return result
+
+    bench = bench_of(answer)
+    command = RebuildIndex()
+    with pytest.raises(InvalidMessageError):
+        await bench.bus.publish(command)
+    assert await bench.store.find() == []
+    with pytest.raises(InvalidMessageError):  # and not: it was done already
+        await bench.bus.publish(command)
 
 
 async def test_bus_calls_a_handler_once_and_raises_what_it_raises() -> None:
@@ -200,7 +219,7 @@ MISSHAPEN: list[tuple[Callable[..., Any], str]] = [
     (no_command, "must be annotated"),
     (no_context, "must be annotated"),
     (three, "must be annotated"),
-    (wrong_context, "second parameter must be a CommandContext"),
+    (wrong_context, "last parameter must be a CommandContext"),
     (wrong_result, "returns str, but PlaceOrder declares int"),
     (missing_result, "returns NoneType, but PlaceOrder declares int"),
     (silent, "returns nothing"),

@@ -57,7 +57,15 @@ class Rig:
     def __init__(self, batch: int = 500) -> None:
         self.store: FailingStore
         self.bench = Bench(store=self._make_store)
-        self.completions = Completions(self.store, ME, clock=self.bench.clock, linger=0.002, batch=batch)
+        self.completions = Completions(
+            self.store,
+            ME,
+            commits=self.bench.commits,
+            clock=self.bench.clock,
+            rng=self.bench.rng,
+            linger=0.002,
+            batch=batch,
+        )
 
     def _make_store(self, clock: ManualClock) -> FailingStore:
         self.store = FailingStore(clock)

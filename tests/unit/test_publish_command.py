@@ -20,6 +20,7 @@ from eventflow import (
     ManualClock,
     PublishCommandJob,
     RetryPolicy,
+    StandaloneCommand,
     command_version,
     job_version,
 )
@@ -88,23 +89,31 @@ async def test_scheduled_command_is_published_when_it_is_due(when: str) -> None:
     )
 
 
-@pytest.mark.parametrize("result", [None, 0, False, "", object(), ValueError("returned, not raised")], ids=repr)
+class Ask(StandaloneCommand[Any]):
+    """May return anything."""
+
+
+@pytest.mark.parametrize("result", [None, 0, False, "", [], {"error": "returned, not raised"}], ids=repr)
 async def test_result_of_the_command_is_not_the_jobs(result: Any) -> None:
     """A handler that returns has succeeded, whatever it returns: a refusal is raised."""
     flow = EventFlow("index")
 
-    async def rebuild(command: RebuildIndex, context: CommandContext) -> str:
+    async def answer(command: Ask, context: CommandContext) -> Any:
         return result
 
-    flow.command_handler(rebuild)
+    flow.command_handler(answer)
 
-    settlement = await Bench(flow).run(RebuildIndex())
+    settlement = await Bench(flow).run(Ask())
 
     assert settlement.outcome is Outcome.SUCCEEDED
 
 
 async def test_published_command_reaches_its_handler_as_it_was() -> None:
-    """The job that publishes a command hands it to the bus unchanged: data, source id and aggregate id."""
+    """
+    The job that publishes a command hands it to the bus unchanged: data, source id and aggregate id.
+
+    Once: run again, it finds that the operation was done, which is a success.
+    """
     seen: list[PlaceOrder] = []
 
     async def place(command: PlaceOrder, context: CommandContext) -> int:
@@ -121,11 +130,10 @@ async def test_published_command_reaches_its_handler_as_it_was() -> None:
 
     settlements = [await bench.runner.run(msgspec.structs.replace(claim, attempt=n), started_us=0) for n in (1, 2)]
 
-    assert seen == [command, command]
-    assert {c.source_id for c in seen} == {command.source_id}
+    assert seen == [command]
     assert [s.outcome for s in settlements] == [Outcome.SUCCEEDED] * 2
-    assert [job.name for job in settlements[0].follow_ups] == ["PublishCommand:CancelOrder"]
-    assert await bench.store.find() == []
+    assert [s.is_written for s in settlements] == [True, False]
+    assert [job.name for job in await bench.store.find()] == ["PublishCommand:CancelOrder"]
 
 
 async def test_refused_command_in_a_job_goes_to_the_dead_letters() -> None:
@@ -290,11 +298,11 @@ async def test_follow_ups_of_a_published_command_carry_its_story_on() -> None:
     bench = Bench(flow)
     claim = bench.claim(RebuildIndex(), headers='{"correlation_id":"the story","causation_id":"what came before"}')
 
-    settlement = await bench.runner.run(claim, started_us=to_microseconds(bench.clock.now()))
+    await bench.runner.run(claim, started_us=to_microseconds(bench.clock.now()))
 
-    [follow_up] = settlement.follow_ups
+    [follow_up] = await bench.store.find()
     assert stories == ["the story"]
-    assert msgspec.json.decode(follow_up.headers) == {"correlation_id": "the story", "causation_id": claim.id}
+    assert follow_up.headers == {"correlation_id": "the story", "causation_id": claim.id}
 
 
 @pytest.mark.parametrize("wrong", ["text", None, Quiet(), RebuildIndex], ids=repr)

@@ -39,7 +39,15 @@ class Ward:
         self.bench = bench or Bench()
         self.clock = self.bench.clock
         store_time = StoreTime(self.clock)
-        completions = Completions(self.bench.store, WorkerId.new(), clock=self.clock, linger=0, batch=1)
+        completions = Completions(
+            self.bench.store,
+            WorkerId.new(),
+            commits=self.bench.commits,
+            clock=self.clock,
+            rng=self.bench.rng,
+            linger=0,
+            batch=1,
+        )
         slots = Slots(
             seats=Seats(1),
             runner=self.bench.runner,

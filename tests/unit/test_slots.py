@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import anyio
 
 from eventflow import EventFlow, JobContext, RetryPolicy
+from eventflow.eventstore import Changes
 from eventflow.ids import JobId
 from eventflow.jobs.records import Outcome, Settlement
 from eventflow.jobs.worker.slots import Seats, Slots
@@ -23,6 +24,9 @@ class CompletionsFake:
 
     def add(self, settlement: Settlement) -> None:
         self.settlements.append(settlement)
+
+    async def end(self, settlement: Settlement, changes: Changes, connection: object) -> None:
+        raise AssertionError("no job here commits by itself")
 
 
 class Gate:

@@ -3,15 +3,24 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from random import Random
+from typing import Any
+
+import anyio
 
 from eventflow.clock import Clock, Wakeup
-from eventflow.errors import DatabaseError, ValueRefusedError
+from eventflow.errors import CommitUnknownError, DatabaseError, DatabaseUnavailableError, ValueRefusedError
+from eventflow.eventstore import Changes
 from eventflow.failpoints import failpoint
 from eventflow.ids import JobId, WorkerId
-from eventflow.jobs.records import Outcome, Settlement
+from eventflow.jobs.records import Ending, Outcome, Settlement
 from eventflow.jobs.store import JobStore
+from eventflow.jobs.unit_of_work import Commits
 
 log = logging.getLogger("eventflow.worker")
+
+LONGEST_PAUSE_SECONDS = 1.0
+"""Between two tries of a commit while the store is away."""
 
 
 class Completions:
@@ -19,6 +28,7 @@ class Completions:
     Collects what came of jobs and writes it in batches; nothing is forgotten until the store has answered.
 
     Args:
+        commits: Ends claims one by one, with what their jobs changed.
         linger: Seconds to wait for company while busy; a lone settlement goes at once.
         batch: Most settlements in one commit.
         written: Called after each commit.
@@ -29,14 +39,18 @@ class Completions:
         store: JobStore,
         worker_id: WorkerId,
         *,
+        commits: Commits,
         clock: Clock,
+        rng: Random,
         linger: float,
         batch: int,
         written: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._worker_id = worker_id
+        self._commits = commits
         self._clock = clock
+        self._rng = rng
         self._linger = linger
         self._batch = batch
         self._written = written
@@ -61,6 +75,29 @@ class Completions:
         """Jobs whose end is not written yet."""
         yield from (settlement.claim.id for settlement in self._queue)
         yield from (settlement.claim.id for settlement in self._sending)
+
+    async def end(self, settlement: Settlement, changes: Changes, connection: Any) -> None:
+        """
+        End a claim in success with what its job changed, now: the runner's way to commit.
+
+        Without a connection it is repeated until the store has answered; the fence makes that harmless.
+
+        Raises:
+            ClaimLostError: the claim was not held any more, or its first try that was not answered has ended it.
+        """
+        ending, pauses = Ending(self._worker_id, settlement), 0
+        while True:
+            try:
+                with anyio.CancelScope(shield=True):  # half a commit would be an unknown one; it has a limit of its own
+                    await self._commits.commit(changes, settlement.follow_ups, ends=ending, connection=connection)
+            except (DatabaseUnavailableError, CommitUnknownError) as exc:
+                if connection is not None:
+                    raise
+                log.warning("commit.failed", extra={"job_id": settlement.claim.id, "error": str(exc)})
+            else:
+                return
+            await self._clock.sleep(self._rng.uniform(0, min(LONGEST_PAUSE_SECONDS, 0.05 * 2**pauses)))
+            pauses += 1
 
     async def wait_until_empty(self, seconds: float) -> bool:
         """Wait until everything is written; false if that took longer."""

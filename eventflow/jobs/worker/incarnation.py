@@ -12,6 +12,7 @@ from eventflow.ids import WorkerId
 from eventflow.jobs.records import ClaimedJob, Interest, Outcome, Settlement
 from eventflow.jobs.runner import JobRunner
 from eventflow.jobs.store import JobStore
+from eventflow.jobs.unit_of_work import Commits
 from eventflow.jobs.worker.claiming import Claimer, Throughput
 from eventflow.jobs.worker.completion import Completions
 from eventflow.jobs.worker.lease import Lease, LeaseGuard
@@ -47,6 +48,7 @@ class Incarnation:
         lease: Lease,
         *,
         store: JobStore,
+        commits: Commits,
         runner: JobRunner,
         interest: Interest,
         retentions: Sequence[int],
@@ -65,7 +67,9 @@ class Incarnation:
         self._completions = Completions(
             store,
             worker_id,
+            commits=commits,
             clock=clock,
+            rng=rng,
             linger=settings.linger,
             batch=settings.settle_batch,
             written=self._room_changed,

@@ -182,7 +182,9 @@ class Slots:
         settlement = None
         try:
             with job.scope:
-                settlement = await self._runner.run(claim, started_us=started_us, is_cancelled=_is_cancelled)
+                settlement = await self._runner.run(
+                    claim, started_us=started_us, end=self._completions.end, is_cancelled=_is_cancelled
+                )
         finally:
             del self._running[claim.id]
         failpoint("job.ran")
@@ -190,7 +192,8 @@ class Slots:
             settlement = None  # the handler gave way with an error of its own, which the cancellation caused
         if settlement is None:  # cancelled by us, and the handler gave way
             settlement = Settlement(claim=claim, outcome=job.ending, started_us=started_us, retention_days=1)
-        self._completions.add(settlement)
+        if not settlement.is_written:
+            self._completions.add(settlement)
         self._finished()
         self._freed()
 

@@ -17,6 +17,7 @@ from eventflow.ids import WorkerId
 from eventflow.jobs.records import Interest, WorkerRecord
 from eventflow.jobs.runner import JobRunner
 from eventflow.jobs.store import JobStore
+from eventflow.jobs.unit_of_work import Commits
 from eventflow.jobs.worker.incarnation import Incarnation
 from eventflow.jobs.worker.lease import Presence
 from eventflow.jobs.worker.settings import WorkerSettings
@@ -35,6 +36,7 @@ class Worker:
 
     Args:
         store: Where the jobs are.
+        commits: Writes what they change.
         presence: Keeps the worker alive in the eyes of others, and listens.
         runner: Runs one job.
         interest: Its queues, and the stored names and versions it can run.
@@ -48,6 +50,7 @@ class Worker:
     def __init__(
         self,
         store: JobStore,
+        commits: Commits,
         presence: Presence,
         runner: JobRunner,
         *,
@@ -59,6 +62,7 @@ class Worker:
         new_id: Callable[[], WorkerId] = WorkerId.new,
     ) -> None:
         self._store = store
+        self._commits = commits
         self._presence = presence
         self._runner = runner
         self._interest = interest
@@ -107,6 +111,7 @@ class Worker:
                             record.id,
                             lease,
                             store=self._store,
+                            commits=self._commits,
                             runner=self._runner,
                             interest=self._interest,
                             retentions=self._retentions,

@@ -1,0 +1,37 @@
+"""Events and their streams: definitions, the store's protocol, and a store in memory."""
+
+from eventflow.eventstore.changes import Changes, History, Receipt, ReceiptKey, Snapshot
+from eventflow.eventstore.definitions import EventDefinitions, reads_event
+from eventflow.eventstore.events import (
+    Event,
+    EventId,
+    EventMetadata,
+    NewEvent,
+    RecordedEvent,
+    StoredEvent,
+    StreamId,
+    event_version,
+)
+from eventflow.eventstore.in_memory import InMemoryEventStore
+from eventflow.eventstore.store import EventStore, Page
+
+__all__ = [
+    "Changes",
+    "Event",
+    "EventDefinitions",
+    "EventId",
+    "EventMetadata",
+    "EventStore",
+    "History",
+    "InMemoryEventStore",
+    "NewEvent",
+    "Page",
+    "Receipt",
+    "ReceiptKey",
+    "RecordedEvent",
+    "Snapshot",
+    "StoredEvent",
+    "StreamId",
+    "event_version",
+    "reads_event",
+]

@@ -1,0 +1,216 @@
+"""The unit of work of commands and jobs: what they schedule and change is encoded at once, and committed together."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import anyio
+from typing_extensions import Unpack
+
+from eventflow.commands import Causation
+from eventflow.errors import CommitUnknownError, EventFlowError
+from eventflow.eventstore import Changes, EventMetadata, EventStore, History, ReceiptKey, StreamId
+from eventflow.ids import JobId
+from eventflow.jobs.encoder import JobEncoder
+from eventflow.jobs.records import Ending, NewJob
+from eventflow.messages import Message
+from eventflow.scheduling import ScheduleOptions
+
+Write = Callable[[Changes, Sequence[NewJob], Any], Awaitable[None]]
+"""Writes changes and jobs, all or nothing; in the transaction of a connection, if there is one."""
+Follow = Callable[[Changes], Sequence[NewJob]]
+"""The jobs that follow from changes by themselves: those of subscribers."""
+
+
+class Commits(Protocol):
+    """Writes what commands and jobs change."""
+
+    async def commit(
+        self, changes: Changes, jobs: Sequence[NewJob] = (), *, ends: Ending | None = None, connection: Any = None
+    ) -> None:
+        """
+        Write changes, jobs, and the success of the job they were made in: all of it or nothing.
+
+        Args:
+            changes: Of one command.
+            jobs: To add.
+            ends: The claim that ends with it; nothing is written unless it still holds.
+            connection: Write in this connection's transaction, which is the caller's to commit.
+
+        Raises:
+            ClaimLostError, OptimisticConcurrencyError, DuplicateOperationError, DeadlinePassedError: nothing was
+                written.
+            DatabaseUnavailableError: nothing was written.
+            CommitUnknownError: the connection broke and it cannot be told.
+        """
+        ...
+
+
+class Transactions(Protocol):
+    """Transactions that handlers write in."""
+
+    def begin(self) -> AbstractAsyncContextManager[Any]:
+        """A connection in a transaction, committed at the end of the block."""
+        ...
+
+    async def lock(self, connection: Any, stream: StreamId) -> None:
+        """Keep others from writing to a stream until the connection's transaction has ended."""
+        ...
+
+
+class JobUnitOfWork:
+    """
+    Implements :class:`~eventflow.commands.UnitOfWork`.
+
+    Attributes:
+        jobs: What was scheduled, encoded.
+        is_committed: Everything was written.
+    """
+
+    def __init__(
+        self,
+        units: "UnitsOfWork",
+        cause: Causation,
+        write: Write,
+        *,
+        connection: Any = None,
+        job_id: JobId | None = None,
+        deadline: str | None = None,
+    ) -> None:
+        self.cause = cause
+        self.job_id = job_id
+        self.deadline = deadline
+        self.jobs: list[NewJob] = []
+        self.is_committed = False
+        self._units = units
+        self._write = write
+        self._callers_connection = connection
+        self._transaction: AbstractAsyncContextManager[Any] | None = None
+        self._connection: Any = None
+
+    def schedule(self, message: Message, *, deadline: str | None = None, **options: Unpack[ScheduleOptions]) -> JobId:
+        job = self._units.encoder.encode(message, self.cause, deadline=deadline, **options)
+        self.jobs.append(job)
+        return job.id
+
+    async def begin(self) -> None:
+        self.jobs.clear()
+        await self.close()
+
+    async def look(self, stream: StreamId | None, receipt: ReceiptKey, snapshot_version: int | None) -> History:
+        return await self._units.events.look(
+            stream, receipt, snapshot_version=snapshot_version, connection=self._callers_connection
+        )
+
+    async def transaction(self) -> Any:
+        if self._callers_connection is not None:
+            return self._callers_connection
+        if self._units.transactions is None:
+            raise EventFlowError("context.transaction() needs a database; this application keeps everything in memory")
+        if self._transaction is None:
+            transaction = self._units.transactions.begin()
+            self._connection = await transaction.__aenter__()
+            self._transaction = transaction
+        return self._connection
+
+    @property
+    def has_transaction(self) -> bool:
+        """Whether one was asked for and is open."""
+        return self._transaction is not None
+
+    async def lock(self, stream: StreamId) -> None:
+        if self._units.transactions is not None:
+            await self._units.transactions.lock(await self.transaction(), stream)
+
+    async def commit(self, changes: Changes) -> None:
+        jobs = [*self.jobs, *self._units.follow(changes)]
+        if self._transaction is None:
+            await self._write(changes, jobs, self._callers_connection)
+        else:
+            with anyio.CancelScope(shield=True):  # half a commit would be an unknown one; each step has its own limit
+                await self._commit_transaction(changes, jobs)
+        self.is_committed = True
+
+    async def close(self) -> None:
+        if self._transaction is not None:
+            await self._end(_Undone())
+
+    async def _commit_transaction(self, changes: Changes, jobs: Sequence[NewJob]) -> None:
+        try:
+            await self._write(changes, jobs, self._connection)
+        except BaseException as exc:
+            await self._end(exc)
+            raise
+        await self._end(None)
+
+    async def _end(self, error: BaseException | None) -> None:
+        transaction, self._transaction, self._connection = self._transaction, None, None
+        if transaction is None:
+            return
+        try:
+            await transaction.__aexit__(None if error is None else type(error), error, None)
+        except BaseException as exc:
+            if exc is not error:
+                raise
+
+
+class _Undone(Exception):  # noqa: N818 - nobody sees it
+    """Why a transaction is rolled back that nobody wants any more."""
+
+
+class UnitsOfWork:
+    """
+    Begins units of work.
+
+    Args:
+        encoder: Encodes what is scheduled.
+        events: Where commands look.
+        commits: Writes what they change.
+        transactions: Those that handlers may ask for; ``None``: everything is in memory.
+        follow: What follows from changes by itself.
+    """
+
+    def __init__(
+        self,
+        encoder: JobEncoder,
+        events: EventStore,
+        commits: Commits,
+        *,
+        transactions: Transactions | None = None,
+        follow: Follow = lambda _: (),
+    ) -> None:
+        self.encoder = encoder
+        self.events = events
+        self.transactions = transactions
+        self.follow = follow
+        self._commits = commits
+
+    def __call__(self, cause: Causation, *, connection: Any = None) -> JobUnitOfWork:
+        """Of a direct caller."""
+        return JobUnitOfWork(self, cause, self._write, connection=connection)
+
+    def of_job(
+        self, cause: Causation, job_id: JobId, write: Write | None, *, deadline: str | None = None
+    ) -> JobUnitOfWork:
+        """Of one attempt of a job; *write* ends its claim too."""
+        return JobUnitOfWork(self, cause, write or self._write, job_id=job_id, deadline=deadline)
+
+    async def _write(self, changes: Changes, jobs: Sequence[NewJob], connection: Any) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._commits.commit(changes, jobs, connection=connection)
+        except CommitUnknownError:
+            if changes.receipt is None or not await self._was_written(changes.receipt.key):
+                raise
+
+    async def _was_written(self, receipt: ReceiptKey) -> bool:
+        """Whether there is a receipt now, after a commit whose answer was lost; false if it cannot be told."""
+        try:
+            return (await self.events.look(None, receipt)).result is not None
+        except EventFlowError:
+            return False
+
+
+def nothing_of(source_id: str) -> Changes:
+    """No changes, made by somebody."""
+    return Changes(metadata=EventMetadata(source_id=source_id))

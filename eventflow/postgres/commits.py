@@ -1,0 +1,146 @@
+"""Commits what one command or job writes: one statement, one transaction."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import asyncpg
+
+from eventflow.errors import (
+    ClaimLostError,
+    CommitUnknownError,
+    DatabaseUnavailableError,
+    DeadlinePassedError,
+    OptimisticConcurrencyError,
+)
+from eventflow.eventstore import Changes, ReceiptKey
+from eventflow.failpoints import failpoint
+from eventflow.jobs import Ending, NewJob
+from eventflow.postgres.connection import AnyConnection, Lanes
+from eventflow.postgres.queues import Queues
+from eventflow.postgres.rows import insert_arguments
+from eventflow.postgres.statements import statement
+from eventflow.postgres.transactions import Transactions
+from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
+from eventflow.serialization import encode_plain
+
+
+class PostgresCommits:
+    """
+    Implements :class:`~eventflow.jobs.Commits`.
+
+    Args:
+        lanes: Connections of their own, so that commits share an fsync and none waits for a load.
+        transactions: Those that others may have opened.
+        committed: Called after a commit with the time until the first of its jobs.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        queues: Queues,
+        schema: str,
+        *,
+        transactions: Transactions,
+        committed: Callable[[int], None],
+    ) -> None:
+        self._lanes = lanes
+        self._queues = queues
+        self._schema = schema
+        self._transactions = transactions
+        self._committed = committed
+
+    async def commit(
+        self, changes: Changes, jobs: Sequence[NewJob] = (), *, ends: Ending | None = None, connection: Any = None
+    ) -> None:
+        arguments = commit_arguments(changes, jobs, await self._queues.ids(jobs), ends)
+        if connection is not None:
+            [row] = await self._write(connection, arguments, changes)
+            soonest_us = _checked(row, changes, ends)
+            transaction = self._transactions.find(connection)
+            if transaction is not None:
+                transaction.add([job.id for job in jobs], soonest_us)
+            return
+        sent = False
+        try:
+            async with self._lanes.connection() as own:
+                sent = True
+                failpoint("commit.sending")
+                [row] = await own.fetch(statement("commit_changes", self._schema), *arguments)
+                failpoint("commit.committed")
+        except DatabaseUnavailableError as exc:
+            if sent and exc.__cause__ is not None and may_have_committed(exc.__cause__):
+                raise CommitUnknownError([job.id for job in jobs]) from exc
+            raise
+        soonest_us = _checked(row, changes, ends)
+        if soonest_us is not None:
+            self._committed(soonest_us)
+
+    async def _write(
+        self, connection: AnyConnection, arguments: Sequence[Any], changes: Changes
+    ) -> list[asyncpg.Record]:
+        """The same in the caller's transaction, whose errors are his to roll back."""
+        try:
+            return await connection.fetch(statement("commit_changes", self._schema), *arguments)
+        except asyncpg.UniqueViolationError as exc:
+            if exc.constraint_name == "event_pkey" and changes.stream is not None:  # its snapshot is older
+                raise OptimisticConcurrencyError(changes.stream, changes.expected_version) from exc
+            raise translate(exc, self._schema) from exc
+        except DRIVER_ERRORS as exc:
+            raise translate(exc, self._schema) from exc
+
+
+def commit_arguments(
+    changes: Changes, jobs: Sequence[NewJob], queue_ids: Mapping[str, int], ends: Ending | None
+) -> tuple[Any, ...]:
+    """The arguments of ``commit_changes.sql``."""
+    stream, receipt, snapshot = changes.stream, changes.receipt, changes.snapshot
+    events, deadlines = changes.events, changes.deadlines
+    return (
+        *_ending_arguments(ends),
+        None if stream is None else stream.aggregate_name,
+        None if stream is None else stream.aggregate_id,
+        changes.expected_version,
+        [event.id.uuid for event in events],
+        [event.name for event in events],
+        [event.version for event in events],
+        [event.data.decode() for event in events],
+        encode_plain(changes.metadata).decode(),
+        *((None,) * 4 if receipt is None else (*_key(receipt.key), receipt.result.decode())),
+        changes.fires,
+        list(deadlines),
+        [None if job_id is None else job_id.uuid for job_id in deadlines.values()],
+        None if snapshot is None else snapshot.version,
+        None if snapshot is None else snapshot.data.decode(),
+        *insert_arguments(jobs, queue_ids),
+    )
+
+
+def _ending_arguments(ends: Ending | None) -> tuple[Any, ...]:
+    if ends is None:
+        return (None,) * 5
+    settlement = ends.settlement
+    return (
+        ends.worker_id.uuid,
+        settlement.claim.id.uuid,
+        settlement.claim.claim_no,
+        settlement.started_us,
+        settlement.retention_days,
+    )
+
+
+def _key(key: ReceiptKey) -> tuple[str, str, str]:
+    return key.scope, key.aggregate_id, key.source_id
+
+
+def _checked(row: asyncpg.Record, changes: Changes, ends: Ending | None) -> int | None:
+    """The microseconds until the first job is ready, if everything was written; else the error that says why not."""
+    status, soonest_us = row["status"], row["soonest_us"]
+    if status == "lost" and ends is not None:
+        raise ClaimLostError(ends.settlement.claim.id, ends.settlement.claim.claim_no)
+    if status == "conflict":
+        raise OptimisticConcurrencyError(changes.stream, changes.expected_version)
+    if status == "duplicate" and changes.receipt is not None:
+        raise changes.receipt.key.duplicate()
+    if status == "passed":
+        raise DeadlinePassedError(changes.stream, changes.fires or "")
+    return soonest_us

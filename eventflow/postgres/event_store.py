@@ -1,0 +1,109 @@
+"""The event store on Postgres."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from eventflow.clock import to_datetime
+from eventflow.eventstore import (
+    Changes,
+    EventId,
+    EventMetadata,
+    History,
+    Page,
+    ReceiptKey,
+    Snapshot,
+    StoredEvent,
+    StreamId,
+)
+from eventflow.postgres.commits import PostgresCommits
+from eventflow.postgres.connection import AnyConnection, Lanes
+from eventflow.postgres.statements import statement
+from eventflow.postgres.translation import DRIVER_ERRORS, translate
+
+_metadata = msgspec.json.Decoder(EventMetadata)
+
+
+class PostgresEventStore:
+    """
+    An :class:`~eventflow.eventstore.EventStore` on Postgres.
+
+    Args:
+        reading: Connections for reading, apart from those for commits.
+        commits: Writes changes.
+    """
+
+    def __init__(self, reading: Lanes, commits: PostgresCommits, schema: str) -> None:
+        self._reading = reading
+        self._commits = commits
+        self._schema = schema
+
+    async def load(
+        self, stream: StreamId, *, after: int = 0, limit: int | None = None, connection: Any = None
+    ) -> Sequence[StoredEvent]:
+        async with self._connection(connection) as reading:
+            rows = await reading.fetch(
+                statement("load_events", self._schema), stream.aggregate_name, stream.aggregate_id, after, limit
+            )
+        return [_stored_event(stream, row) for row in rows]
+
+    async def look(
+        self,
+        stream: StreamId | None,
+        receipt: ReceiptKey,
+        *,
+        snapshot_version: int | None = None,
+        connection: Any = None,
+    ) -> History:
+        async with self._connection(connection) as reading:
+            head, *rows = await reading.fetch(
+                statement("look_back", self._schema),
+                None if stream is None else stream.aggregate_name,
+                None if stream is None else stream.aggregate_id,
+                receipt.scope,
+                receipt.aggregate_id,
+                receipt.source_id,
+                snapshot_version,
+            )
+        if head["result"] is not None:
+            return History(result=head["result"])
+        snapshot = None
+        if head["snapshot_at"] is not None:
+            snapshot = Snapshot(head["snapshot_at"], head["snapshot_version"], head["snapshot"].encode())
+        if stream is None:
+            return History()
+        return History(snapshot=snapshot, events=tuple(_stored_event(stream, row) for row in rows))
+
+    async def append(self, changes: Changes, *, connection: Any = None) -> None:
+        await self._commits.commit(changes, connection=connection)
+
+    async def read_all(self, cursor: str = "", *, limit: int = 1000) -> Page:
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def _connection(self, callers: "AnyConnection | None") -> AsyncGenerator[AnyConnection]:
+        if callers is None:
+            async with self._reading.connection() as own:
+                yield own
+        else:
+            try:
+                yield callers
+            except DRIVER_ERRORS as exc:
+                raise translate(exc, self._schema) from exc
+
+
+def _stored_event(stream: StreamId, row: asyncpg.Record) -> StoredEvent:
+    return StoredEvent(
+        id=EventId.of(row["id"]),
+        stream=stream,
+        stream_version=row["stream_version"],
+        position=row["position"],
+        name=row["name"],
+        version=row["version"],
+        data=row["data"],
+        metadata=_metadata.decode(row["metadata"]),
+        recorded_at=to_datetime(row["recorded_us"]),
+    )

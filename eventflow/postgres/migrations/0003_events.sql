@@ -1,0 +1,285 @@
+-- Events and what is written with them: receipts, deadlines, snapshots; and the function that writes it all at once.
+
+-- A stream is (aggregate_name, aggregate_id).
+CREATE TABLE eventflow.event (
+    aggregate_name text NOT NULL CHECK (pg_catalog.length(aggregate_name) BETWEEN 1 AND 150),
+    aggregate_id text NOT NULL CHECK (pg_catalog.length(aggregate_id) BETWEEN 1 AND 200),
+    stream_version integer NOT NULL CHECK (stream_version > 0),
+    position bigint GENERATED ALWAYS AS IDENTITY,  -- grows, with gaps; not the order of commits
+    xid xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
+    id uuid NOT NULL,
+    name text NOT NULL CHECK (pg_catalog.length(name) BETWEEN 1 AND 150),
+    version integer NOT NULL CHECK (version > 0),
+    data json NOT NULL CHECK (pg_catalog.octet_length(data::text) <= 2097152),
+    metadata json NOT NULL,
+    recorded_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (aggregate_name, aggregate_id, stream_version)
+);
+CREATE UNIQUE INDEX event_position_idx ON eventflow.event (position);
+CREATE INDEX event_xid_idx ON eventflow.event (xid, position);  -- for readers of all events
+CREATE INDEX event_id_idx ON eventflow.event (id);
+CREATE INDEX event_correlation_idx ON eventflow.event ((metadata ->> 'correlation_id'));
+
+-- Operations that were done, so that none is done twice.
+CREATE TABLE eventflow.command_receipt (
+    scope text NOT NULL,                    -- the aggregate's name, or the command's
+    aggregate_id text NOT NULL,             -- or ''
+    source_id text NOT NULL,
+    result json NOT NULL,
+    done_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (scope, aggregate_id, source_id)
+);
+CREATE INDEX command_receipt_done_idx ON eventflow.command_receipt USING brin (done_at) WITH (pages_per_range = 32);
+
+CREATE TABLE eventflow.deadline (
+    aggregate_name text NOT NULL,
+    aggregate_id text NOT NULL,
+    name text NOT NULL,
+    job_id uuid NOT NULL,
+    PRIMARY KEY (aggregate_name, aggregate_id, name)
+);
+
+-- The newest snapshot of a stream.
+CREATE TABLE eventflow.snapshot (
+    aggregate_name text NOT NULL,
+    aggregate_id text NOT NULL,
+    stream_version integer NOT NULL,
+    version integer NOT NULL,
+    data json NOT NULL,
+    PRIMARY KEY (aggregate_name, aggregate_id)
+);
+
+-- Add jobs. A delay counts from this call; a due time in the past makes a job ready now.
+--   Pairwise; at_us and delay_us both null: now; tags: array literals.
+-- Returns the microseconds from now until the first of them is ready.
+CREATE FUNCTION eventflow.insert_jobs(
+    ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
+    versions integer[], payloads text[], headers text[], tags text[], aggregate_ids text[], keys text[],
+    retries text[], timeouts_us bigint[]
+) RETURNS bigint
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    now timestamptz := clock_timestamp();
+    soonest_us bigint;
+BEGIN
+WITH given AS (
+    SELECT g.*, CASE
+        WHEN g.at_us IS NOT NULL THEN timestamptz 'epoch' + g.at_us * interval '1 microsecond'
+        ELSE now + coalesce(g.delay_us, 0) * interval '1 microsecond'
+    END AS due_at
+    FROM unnest(
+        insert_jobs.ids, insert_jobs.queue_ids, insert_jobs.priorities, insert_jobs.at_us, insert_jobs.delay_us,
+        insert_jobs.names, insert_jobs.versions, insert_jobs.payloads, insert_jobs.headers, insert_jobs.tags,
+        insert_jobs.aggregate_ids, insert_jobs.keys, insert_jobs.retries, insert_jobs.timeouts_us
+    ) AS g (
+        id, queue_id, priority, at_us, delay_us, name, version, payload, headers, tags, aggregate_id, key, retry,
+        timeout_us
+    )
+), inserted AS (
+    INSERT INTO eventflow.job AS j (
+        id, queue_id, priority, due_at, ready_at, created_at, name, version, payload, headers, tags, aggregate_id,
+        key, retry, timeout_us
+    )
+    SELECT
+        g.id, g.queue_id, g.priority, g.due_at, greatest(g.due_at, now), now, g.name, g.version, g.payload::json,
+        g.headers::json, g.tags::text[], g.aggregate_id, g.key, g.retry::json, g.timeout_us
+    FROM given AS g
+    RETURNING j.ready_at
+)
+SELECT (extract(epoch FROM min(i.ready_at) - clock_timestamp()) * 1000000)::bigint INTO soonest_us FROM inserted AS i;
+RETURN soonest_us;
+END
+$$;
+
+-- Everything that a command changes, with the jobs that follow from it and the completion of the job that published it:
+-- all of it, or nothing. Nothing is written before everything is checked, so there is nothing to undo.
+--   worker_id, job_id, claim_no, started_us, retention_days: the claim that this ends; null: none.
+--   aggregate_name, aggregate_id, expected_version: the stream; null: none.
+--   event_ids, event_names, event_versions, event_data: pairwise. metadata: of all of them.
+--   receipt_scope, receipt_aggregate, source_id, result: the receipt; null: none.
+--   fires: the deadline of the stream that this job is. deadline_names, deadline_jobs: pairwise; null: no job any more.
+--   snapshot_version, snapshot: of the stream with these events; null: none.
+--   jobs: as for insert_jobs.
+-- Returns one row: status ('done'; or nothing was written: 'lost' the claim is not the worker's, 'conflict' the stream
+-- has other events, 'duplicate' there is such a receipt, 'passed' the deadline was replaced or cancelled), and
+-- soonest_us as insert_jobs.
+CREATE FUNCTION eventflow.commit_changes(
+    worker_id uuid, job_id uuid, claim_no integer, started_us bigint, retention_days integer,
+    aggregate_name text, aggregate_id text, expected_version integer,
+    event_ids uuid[], event_names text[], event_versions integer[], event_data text[], metadata text,
+    receipt_scope text, receipt_aggregate text, source_id text, result text,
+    fires text, deadline_names text[], deadline_jobs uuid[], snapshot_version integer, snapshot text,
+    ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
+    versions integer[], payloads text[], headers text[], tags text[], aggregate_ids text[], keys text[],
+    retries text[], timeouts_us bigint[]
+) RETURNS TABLE (status text, soonest_us bigint)
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+BEGIN
+IF commit_changes.worker_id IS NOT NULL THEN
+    -- The fence: from here on a rescue waits for this.
+    PERFORM FROM eventflow.running AS r
+    WHERE r.id = commit_changes.job_id AND r.worker_id = commit_changes.worker_id
+      AND r.claim_no = commit_changes.claim_no
+    FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT 'lost', NULL::bigint;
+        RETURN;
+    END IF;
+END IF;
+
+IF commit_changes.aggregate_name IS NOT NULL THEN
+    -- Writers of one stream take turns; statements after this see what those before have committed.
+    PERFORM pg_advisory_xact_lock(eventflow.stream_key(commit_changes.aggregate_name, commit_changes.aggregate_id));
+    IF cardinality(commit_changes.event_ids) > 0 AND commit_changes.expected_version IS DISTINCT FROM (
+        SELECT coalesce(max(e.stream_version), 0) FROM eventflow.event AS e
+        WHERE e.aggregate_name = commit_changes.aggregate_name AND e.aggregate_id = commit_changes.aggregate_id
+    ) THEN
+        RETURN QUERY SELECT 'conflict', NULL::bigint;
+        RETURN;
+    END IF;
+    IF commit_changes.fires IS NOT NULL AND NOT EXISTS (
+        SELECT FROM eventflow.deadline AS d
+        WHERE d.aggregate_name = commit_changes.aggregate_name AND d.aggregate_id = commit_changes.aggregate_id
+          AND d.name = commit_changes.fires AND d.job_id = commit_changes.job_id
+    ) THEN
+        RETURN QUERY SELECT 'passed', NULL::bigint;
+        RETURN;
+    END IF;
+END IF;
+
+IF commit_changes.source_id IS NOT NULL THEN
+    INSERT INTO eventflow.command_receipt (scope, aggregate_id, source_id, result)
+    VALUES (
+        commit_changes.receipt_scope, commit_changes.receipt_aggregate, commit_changes.source_id,
+        commit_changes.result::json)
+    ON CONFLICT (scope, aggregate_id, source_id) DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN QUERY SELECT 'duplicate', NULL::bigint;
+        RETURN;
+    END IF;
+END IF;
+
+IF cardinality(commit_changes.event_ids) > 0 THEN
+    INSERT INTO eventflow.event (aggregate_name, aggregate_id, stream_version, id, name, version, data, metadata)
+    SELECT
+        commit_changes.aggregate_name, commit_changes.aggregate_id, commit_changes.expected_version + g.number,
+        g.id, g.name, g.version, g.data::json, commit_changes.metadata::json
+    FROM unnest(
+        commit_changes.event_ids, commit_changes.event_names, commit_changes.event_versions, commit_changes.event_data
+    ) WITH ORDINALITY AS g (id, name, version, data, number)
+    ORDER BY g.number;
+END IF;
+
+IF commit_changes.fires IS NOT NULL THEN
+    DELETE FROM eventflow.deadline AS d
+    WHERE d.aggregate_name = commit_changes.aggregate_name AND d.aggregate_id = commit_changes.aggregate_id
+      AND d.name = commit_changes.fires;
+END IF;
+IF cardinality(commit_changes.deadline_names) > 0 THEN
+    -- One that a worker holds already finds out when it is about to commit.
+    WITH replaced AS (
+        DELETE FROM eventflow.deadline AS d
+        WHERE d.aggregate_name = commit_changes.aggregate_name AND d.aggregate_id = commit_changes.aggregate_id
+          AND d.name = ANY (commit_changes.deadline_names)
+        RETURNING d.job_id
+    )
+    DELETE FROM eventflow.job AS j WHERE j.id = ANY (ARRAY(SELECT r.job_id FROM replaced AS r));
+    INSERT INTO eventflow.deadline (aggregate_name, aggregate_id, name, job_id)
+    SELECT commit_changes.aggregate_name, commit_changes.aggregate_id, g.name, g.job_id
+    FROM unnest(commit_changes.deadline_names, commit_changes.deadline_jobs) AS g (name, job_id)
+    WHERE g.job_id IS NOT NULL;
+END IF;
+
+IF commit_changes.snapshot IS NOT NULL THEN
+    INSERT INTO eventflow.snapshot AS s (aggregate_name, aggregate_id, stream_version, version, data)
+    VALUES (
+        commit_changes.aggregate_name, commit_changes.aggregate_id,
+        commit_changes.expected_version + cardinality(commit_changes.event_ids), commit_changes.snapshot_version,
+        commit_changes.snapshot::json)
+    ON CONFLICT (aggregate_name, aggregate_id) DO UPDATE
+    SET stream_version = excluded.stream_version, version = excluded.version, data = excluded.data;
+END IF;
+
+IF cardinality(commit_changes.ids) > 0 THEN
+    soonest_us := eventflow.insert_jobs(
+        commit_changes.ids, commit_changes.queue_ids, commit_changes.priorities, commit_changes.at_us,
+        commit_changes.delay_us, commit_changes.names, commit_changes.versions, commit_changes.payloads,
+        commit_changes.headers, commit_changes.tags, commit_changes.aggregate_ids, commit_changes.keys,
+        commit_changes.retries, commit_changes.timeouts_us);
+END IF;
+IF commit_changes.worker_id IS NOT NULL THEN
+    PERFORM eventflow.complete_jobs(
+        commit_changes.worker_id, ARRAY[commit_changes.job_id], ARRAY[commit_changes.claim_no], ARRAY['succeeded'],
+        ARRAY[commit_changes.started_us], ARRAY[commit_changes.retention_days], ARRAY[NULL::text]);
+END IF;
+RETURN QUERY SELECT 'done', soonest_us;
+END
+$$;
+
+-- Key of the advisory lock on a stream; two streams with one key take turns too.
+CREATE FUNCTION eventflow.stream_key(aggregate_name text, aggregate_id text) RETURNS bigint
+LANGUAGE sql IMMUTABLE RETURN hashtextextended('eventflow ' || aggregate_name || ' ' || aggregate_id, 0);
+
+-- Forget old receipts. Returns how many, at most 10,000.
+CREATE FUNCTION eventflow.forget_receipts(kept_days integer) RETURNS integer
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    forgotten integer;
+BEGIN
+    DELETE FROM eventflow.command_receipt AS r WHERE r.ctid = ANY (ARRAY(
+        SELECT o.ctid FROM eventflow.command_receipt AS o
+        WHERE o.done_at < clock_timestamp() - make_interval(days => forget_receipts.kept_days)
+        LIMIT 10000
+    ));
+    GET DIAGNOSTICS forgotten = ROW_COUNT;
+    RETURN forgotten;
+END
+$$;
+
+-- Pinned like the other hot statements.
+DO $$
+DECLARE
+    pin text;
+BEGIN
+    FOREACH pin IN ARRAY ARRAY[
+        'search_path = pg_catalog, pg_temp', 'plan_cache_mode = force_generic_plan', 'jit = off',
+        'enable_seqscan = off', 'enable_bitmapscan = off', 'max_parallel_workers_per_gather = 0'
+    ] LOOP
+        EXECUTE pg_catalog.format('ALTER FUNCTION eventflow.commit_changes SET %s', pin);
+        EXECUTE pg_catalog.format('ALTER FUNCTION eventflow.insert_jobs SET %s', pin);
+    END LOOP;
+END
+$$;
+
+-- Ownership and grants, for the roles that exist.
+DO $$
+DECLARE
+    made text;
+BEGIN
+    IF pg_catalog.to_regrole('eventflow_owner') IS NULL THEN
+        RETURN;
+    END IF;
+    FOREACH made IN ARRAY ARRAY['event', 'command_receipt', 'deadline', 'snapshot'] LOOP
+        EXECUTE pg_catalog.format('ALTER TABLE eventflow.%I OWNER TO eventflow_owner', made);
+        EXECUTE pg_catalog.format('GRANT SELECT ON eventflow.%I TO eventflow_viewer', made);
+        EXECUTE pg_catalog.format('GRANT INSERT, DELETE ON eventflow.%I TO eventflow_worker', made);
+    END LOOP;
+    GRANT UPDATE ON eventflow.snapshot TO eventflow_worker;
+    REVOKE DELETE ON eventflow.event FROM eventflow_worker;
+    FOR made IN
+        SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc AS p
+        WHERE p.pronamespace = 'eventflow'::pg_catalog.regnamespace
+          AND p.proname IN ('insert_jobs', 'commit_changes', 'stream_key', 'forget_receipts')
+    LOOP
+        EXECUTE pg_catalog.format('ALTER FUNCTION %s OWNER TO eventflow_owner', made);
+        EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made);
+        EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO eventflow_worker', made);
+    END LOOP;
+    GRANT EXECUTE ON FUNCTION eventflow.insert_jobs TO eventflow_producer;
+EXCEPTION
+    WHEN insufficient_privilege THEN
+        RAISE NOTICE '% may not administer the roles of another: they get no rights here (%)', current_user, SQLERRM;
+END
+$$;
