@@ -29,6 +29,7 @@ from eventflow.errors import (
     DuplicateDefinitionError,
     DuplicateOperationError,
     EventFlowError,
+    EventNotFoundError,
     InvalidHandlerError,
     InvalidIdentityError,
     InvalidMessageError,
@@ -79,6 +80,7 @@ from eventflow.jobs import (
 from eventflow.postgres import PostgresJobScheduler
 from eventflow.retry import OnError, RetryPolicy
 from eventflow.services import Services, ServiceScope
+from eventflow.subscribers import Saga, SubscriberContext, handles, starts_with
 
 __all__ = [
     "Aggregate",
@@ -107,6 +109,7 @@ __all__ = [
     "EventFlowError",
     "EventId",
     "EventMetadata",
+    "EventNotFoundError",
     "EventStore",
     "Identity",
     "InMemoryJobScheduler",
@@ -135,6 +138,7 @@ __all__ = [
     "RecordedEvent",
     "RescheduleOutcome",
     "RetryPolicy",
+    "Saga",
     "SchemaVersionError",
     "ServiceNotFoundError",
     "ServiceScope",
@@ -143,6 +147,7 @@ __all__ = [
     "StandaloneCommand",
     "StoredEvent",
     "StreamId",
+    "SubscriberContext",
     "SystemClock",
     "UndecodableMessageError",
     "UnknownCommandDefinitionError",
@@ -158,5 +163,7 @@ __all__ = [
     "applies",
     "command_version",
     "event_version",
+    "handles",
     "job_version",
+    "starts_with",
 ]

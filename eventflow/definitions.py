@@ -68,7 +68,8 @@ class Definitions(Generic[M]):
             raise InvalidHandlerError(f"{message_type.__qualname__} is abstract and cannot be stored")
         stored = declaration(message_type)
         try:
-            check_name(stored.name)
+            if not stored.is_reserved:
+                check_name(stored.name)
         except ValueError as exc:
             raise InvalidHandlerError(f"{message_type.__qualname__}: {exc}") from exc
         definition = Definition(stored.name, stored.version, message_type)

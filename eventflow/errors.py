@@ -20,6 +20,7 @@ EventFlowError
 ├── OptimisticConcurrencyError           others wrote to the stream meanwhile
 ├── DuplicateOperationError              the same source id for the second time
 ├── DeadlinePassedError                  a deadline that was replaced or cancelled meanwhile
+├── EventNotFoundError
 ├── ServiceNotFoundError
 ├── JobError
 │   ├── InvalidScheduleError
@@ -219,6 +220,18 @@ class DuplicateOperationError(EventFlowError):
 
     def __str__(self) -> str:
         return f"{self.scope} has had operation {self.source_id!r} already; it returned {self.result!r}"
+
+
+class EventNotFoundError(EventFlowError, LookupError):
+    """There is no event at this place of a stream."""
+
+    def __init__(self, stream: object, stream_version: int) -> None:
+        super().__init__(stream, stream_version)
+        self.stream = stream
+        self.stream_version = stream_version
+
+    def __str__(self) -> str:
+        return f"{self.stream} has no event {self.stream_version}"
 
 
 class DeadlinePassedError(EventFlowError):

@@ -17,6 +17,7 @@ class Declaration(msgspec.Struct, frozen=True):
     name: str
     version: int
     aliases: tuple[str, ...] = ()
+    is_reserved: bool = False
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -44,6 +45,16 @@ def declare(name: str, version: int, aliases: tuple[str, ...]) -> Callable[[T], 
 
     def decorate(message_type: T) -> T:
         setattr(message_type, _DECLARATION, Declaration(name, version, aliases))
+        return message_type
+
+    return decorate
+
+
+def declare_reserved(name: str) -> Callable[[T], T]:
+    """Store a type of our own under a name with a colon, which no user's type can have."""
+
+    def decorate(message_type: T) -> T:
+        setattr(message_type, _DECLARATION, Declaration(name, 1, is_reserved=True))
         return message_type
 
     return decorate

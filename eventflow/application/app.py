@@ -32,6 +32,7 @@ from eventflow.jobs import (
 from eventflow.postgres import PooledConnection
 from eventflow.scheduling import ScheduleOptions
 from eventflow.services import Services
+from eventflow.subscribers import EventDispatcher, EventJobRunner, InlineSubscribers, SagaSubscriber
 from eventflow.supervision import background_tasks
 
 log = logging.getLogger("eventflow.application")
@@ -214,9 +215,30 @@ async def open_app(
         backend = await stack.enter_async_context(
             open_backend(address, encoder, clock=clock, rng=rng, **database_options)
         )
-        units = UnitsOfWork(encoder, backend.events, backend.commits, transactions=backend.transactions)
+        dispatcher = EventDispatcher(
+            model.subscriptions, definitions=model.events, events=backend.events, encoder=encoder
+        )
+        inline = InlineSubscribers(
+            model.inline,
+            definitions=model.events,
+            events=backend.events,
+            services=services,
+            raise_errors=model.raise_inline_errors,
+        )
+        units = inline.units = UnitsOfWork(
+            encoder,
+            backend.events,
+            backend.commits,
+            transactions=backend.transactions,
+            follow=dispatcher.follow,
+            committed=inline.committed,
+        )
         repository = AggregateRepository(backend.events, model.events, model.aggregates)
         execution = CommandExecution(repository, services=services, middleware=model.middleware, clock=clock, rng=rng)
+        sagas = CommandExecution(repository, services=services, middleware=(), clock=clock, rng=rng)
+        for subscription in model.subscriptions:
+            if isinstance(subscription.subscriber, SagaSubscriber):
+                subscription.subscriber.execution = sagas
         bus = CommandBus(model.handlers, execution, new_unit=units)
         runner = JobRunner(
             model.definitions, invoker=model.invoker, services=services, units=units, clock=clock, rng=rng
@@ -233,6 +255,7 @@ async def open_app(
             rng=rng,
         )
         services.register_value(CommandBus, bus)
+        services.register_value(EventJobRunner, dispatcher)
         services.register_value(App, app)
         stack.push_async_callback(services.aclose)
         for lifespan in lifespans:

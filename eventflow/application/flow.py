@@ -18,9 +18,11 @@ from eventflow.postgres import DEFAULT_POOL_SIZE, DEFAULT_SCHEMA
 from eventflow.retry import RetryPolicy
 from eventflow.scheduling import check_priority, check_retry, check_text, check_timeout
 from eventflow.services import Services
+from eventflow.subscribers import Saga
 
 H = TypeVar("H", bound=Callable[..., Any])
 J = TypeVar("J", bound=type[Job])
+S = TypeVar("S", bound=type[Saga[Any]])
 Lifespan = Callable[[Services], AbstractAsyncContextManager[None]]
 """Opens and closes what handlers need: an async context manager that registers services."""
 
@@ -39,11 +41,14 @@ class EventFlow:
     Args:
         name: Shown in logs.
         lifespan: Registers services; entered by every process that opens the flow, worker or web.
+        raise_inline_errors: ``publish`` raises what inline subscribers raise, as an ``ExceptionGroup``; the command is
+            written all the same. By default it is logged.
     """
 
-    def __init__(self, name: str, *, lifespan: Lifespan = _no_lifespan) -> None:
+    def __init__(self, name: str, *, lifespan: Lifespan = _no_lifespan, raise_inline_errors: bool = False) -> None:
         self.name = name
         self.lifespan = lifespan
+        self.raise_inline_errors = raise_inline_errors
         self._definitions: list[Callable[[Model], None]] = []
         self._included: list[EventFlow] = []
 
@@ -104,6 +109,82 @@ class EventFlow:
 
         return register if job_type is None else register(job_type)
 
+    @overload
+    def subscriber(self, function: H) -> H: ...
+    @overload
+    def subscriber(
+        self,
+        *,
+        name: str | None = None,
+        ordered: bool = False,
+        inline: bool = False,
+        queue: str = "default",
+        priority: int = 1,
+        retry: RetryPolicy | None = None,
+        timeout: timedelta | None = None,
+        retention_days: int = 1,
+    ) -> Callable[[H], H]: ...
+    def subscriber(
+        self,
+        function: Callable[..., Any] | None = None,
+        *,
+        name: str | None = None,
+        ordered: bool = False,
+        inline: bool = False,
+        **options: Any,
+    ) -> Any:
+        """
+        Register ``async def remind(event: OrderPlaced, context: SubscriberContext) -> None``.
+
+        Each event makes a job for it, written with the event, tried again and dead-lettered on its own. The annotation
+        may be a union of events, or :class:`Event` for all of them.
+
+        Args:
+            function: The subscriber; left out when there are options.
+            name: Stored in its jobs; default: the function's name.
+            ordered: Take the events of one aggregate in order; one that fails holds up those after it, of this
+                aggregate and for this subscriber alone.
+            inline: Run in the process that has committed, right after it, and never again: an error is logged. Not for
+                commands that were published in the caller's own transaction.
+            **options: Those of the jobs, as for :meth:`job`.
+        """
+        job_options = _job_options(**options)
+
+        def register(subscriber: H) -> H:
+            self._definitions.append(
+                lambda model: model.add_subscriber(subscriber, job_options, name=name, ordered=ordered, inline=inline)
+            )
+            return subscriber
+
+        return register if function is None else register(function)
+
+    @overload
+    def saga(self, saga_type: S) -> S: ...
+    @overload
+    def saga(
+        self,
+        *,
+        queue: str = "default",
+        priority: int = 1,
+        retry: RetryPolicy | None = None,
+        timeout: timedelta | None = None,
+        retention_days: int = 1,
+    ) -> Callable[[S], S]: ...
+    def saga(self, saga_type: Any = None, **options: Any) -> Any:
+        """
+        Register a :class:`Saga` subclass.
+
+        It gets the events of one aggregate in order. What it emits and schedules is written in one transaction with the
+        completion of the job that brought the event.
+        """
+        job_options = _job_options(**options)
+
+        def register(registered: S) -> S:
+            self._definitions.append(lambda model: model.add_saga(registered, job_options))
+            return registered
+
+        return register if saga_type is None else register(saga_type)
+
     def upgrader(self, function: H) -> H:
         """
         Register ``(old: PlaceOrderV1) -> PlaceOrder``: from one stored version to the next.
@@ -154,6 +235,7 @@ class EventFlow:
             DefinitionError: something does not fit; the message names the function or class.
         """
         model = Model()
+        model.raise_inline_errors = self.raise_inline_errors
         for flow in self._all():
             for define in flow._definitions:
                 define(model)

@@ -6,11 +6,20 @@ from typing import Any
 from eventflow.aggregates import Aggregate, AggregateDefinitions, appliers_of
 from eventflow.commands import AnyCommand, CommandDefinitions, CommandHandler, CommandHandlers, CommandMiddleware
 from eventflow.definitions import Definitions, describe, upgrader_types
-from eventflow.errors import InvalidHandlerError, UnknownJobDefinitionError
+from eventflow.errors import DefinitionError, InvalidHandlerError, UnknownJobDefinitionError
 from eventflow.eventstore import Event, EventDefinitions, reads_event
 from eventflow.invocation import Invoker
 from eventflow.jobs import Interest, Job, JobDefinitions, JobOptions
 from eventflow.messages import Message
+from eventflow.subscribers import (
+    FunctionSubscriber,
+    Saga,
+    SagaSubscriber,
+    Subscriber,
+    Subscription,
+    event_job_type,
+    handlings_of,
+)
 
 
 class Model:
@@ -24,6 +33,9 @@ class Model:
         definitions: Encodes and decodes jobs.
         events: Encodes and decodes events.
         aggregates: Encodes and decodes snapshots.
+        subscriptions: Who gets which events as jobs.
+        inline: Who gets them in the process that has committed.
+        raise_inline_errors: Whether publishers get the errors of those.
     """
 
     def __init__(self) -> None:
@@ -31,6 +43,9 @@ class Model:
         self._jobs: Definitions[Job] = Definitions(Job, UnknownJobDefinitionError)
         self.events = EventDefinitions()
         self.aggregates = AggregateDefinitions()
+        self.subscriptions: list[Subscription] = []
+        self.inline: list[FunctionSubscriber] = []
+        self.raise_inline_errors = False
         self._options: dict[type[Message], JobOptions] = {}
         self.invoker = Invoker()
         self.handlers = CommandHandlers()
@@ -51,6 +66,40 @@ class Model:
         self.aggregates.add(aggregate_type)
         for event_type in appliers_of(aggregate_type):
             self.events.add(event_type)
+
+    def add_subscriber(
+        self, function: Callable[..., Any], options: JobOptions, *, name: str | None, ordered: bool, inline: bool
+    ) -> None:
+        """Register a subscriber, and the events that it names; the same function twice is once."""
+        known = [s for s in (*self.inline, *(s.subscriber for s in self.subscriptions)) if _is_of(s, function)]
+        if known:
+            return
+        subscriber = FunctionSubscriber(function, self.invoker, name=name, is_ordered=ordered)
+        for event_type in subscriber.event_types:
+            if event_type is not Event:
+                self.events.add(event_type)
+        if inline:
+            self.inline.append(subscriber)
+        else:
+            self._subscribe(subscriber, options)
+
+    def add_saga(self, saga_type: type[Saga[Any]], options: JobOptions) -> None:
+        """Register a saga, the events that it handles and those that it emits."""
+        if saga_type in self.aggregates:
+            return
+        subscriber = SagaSubscriber(saga_type, self.invoker)
+        self.add_aggregate(saga_type)
+        for event_type in handlings_of(saga_type):
+            self.events.add(event_type)
+        self._subscribe(subscriber, options)
+
+    def _subscribe(self, subscriber: Subscriber, options: JobOptions) -> None:
+        for other in self.subscriptions:
+            if other.subscriber.name == subscriber.name:
+                raise DefinitionError(f"two subscribers are called {subscriber.name!r}; give one another name=")
+        job_type = event_job_type(subscriber.name)
+        self.subscriptions.append(Subscription(subscriber, job_type))
+        self.add_job(job_type, options)
 
     def add_event(self, event_type: type[Event]) -> None:
         """Register an event."""
@@ -102,3 +151,7 @@ class Model:
         """What a worker of this application claims."""
         names = self.names()
         return Interest(queues, tuple(name for name, _ in names), tuple(version for _, version in names))
+
+
+def _is_of(subscriber: Subscriber, function: Callable[..., Any]) -> bool:
+    return isinstance(subscriber, FunctionSubscriber) and subscriber.function is function

@@ -1,6 +1,6 @@
 """Events and their streams: definitions, the store's protocol, and a store in memory."""
 
-from eventflow.eventstore.changes import Changes, History, Receipt, ReceiptKey, Snapshot
+from eventflow.eventstore.changes import Changes, History, Receipt, ReceiptKey, Snapshot, Step
 from eventflow.eventstore.definitions import EventDefinitions, reads_event
 from eventflow.eventstore.events import (
     Event,
@@ -30,6 +30,7 @@ __all__ = [
     "ReceiptKey",
     "RecordedEvent",
     "Snapshot",
+    "Step",
     "StoredEvent",
     "StreamId",
     "event_version",

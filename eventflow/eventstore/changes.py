@@ -54,6 +54,21 @@ class Snapshot(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class Step(msgspec.Struct, frozen=True):
+    """
+    A subscriber that takes events in order has dealt with one, and goes on.
+
+    Attributes:
+        subscriber: Its name.
+        stream: Where the events are.
+        following: The job of its next event in the stream; ``None``: there is none yet.
+    """
+
+    subscriber: str
+    stream: StreamId
+    following: JobId | None
+
+
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """
     Everything that one command changes in one stream, or in none: all of it is written, or nothing.
@@ -67,6 +82,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         deadlines: By name the job that is due then, which replaces the one before; ``None``: there is none any more.
         fires: Name of the deadline that this is: refused if it was replaced or cancelled meanwhile.
         snapshot: Of the stream, with these events.
+        step: Of a subscriber, in its line.
     """
 
     metadata: EventMetadata
@@ -77,6 +93,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     deadlines: Mapping[str, JobId | None] = {}
     fires: str | None = None
     snapshot: Snapshot | None = None
+    step: Step | None = None
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):

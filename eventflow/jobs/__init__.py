@@ -28,7 +28,7 @@ from eventflow.jobs.records import (
 from eventflow.jobs.runner import JobRunner
 from eventflow.jobs.scheduler import JobScheduler, Notify, StoreJobScheduler, SupportsExecute
 from eventflow.jobs.store import JobStore
-from eventflow.jobs.unit_of_work import Commits, Transactions, UnitsOfWork
+from eventflow.jobs.unit_of_work import Commits, JobUnitOfWork, Transactions, UnitsOfWork, nothing_of
 from eventflow.jobs.worker import Worker, WorkerSettings
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "JobScheduler",
     "JobState",
     "JobStore",
+    "JobUnitOfWork",
     "NewJob",
     "Notify",
     "Outcome",
@@ -71,4 +72,5 @@ __all__ = [
     "WorkerRecord",
     "WorkerSettings",
     "job_version",
+    "nothing_of",
 ]

@@ -39,6 +39,7 @@ class JobEncoder:
         cause: Causation | None = None,
         *,
         deadline: str | None = None,
+        job_id: JobId | None = None,
         **options: Unpack[ScheduleOptions],
     ) -> NewJob:
         """
@@ -48,6 +49,7 @@ class JobEncoder:
             message: The job or command.
             cause: What it follows from; ``None``: a story begins with it.
             deadline: Name of the deadline that it is.
+            job_id: Its identity, if it has one already.
             **options: See :class:`~eventflow.scheduling.ScheduleOptions`.
 
         Raises:
@@ -60,7 +62,7 @@ class JobEncoder:
             raise InvalidScheduleError(f"unknown options: {', '.join(sorted(unknown))}")
         job = as_job(message)
         defaults = self._definitions.options_of(job)
-        job_id = self._new_id()
+        job_id = job_id or self._new_id()
         queue, priority, key = options.get("queue"), options.get("priority"), options.get("key")
         timeout, retry = check_timeout(options.get("timeout")), options.get("retry")
         due = due_of(options.get("at"), options.get("delay"))

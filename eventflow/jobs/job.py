@@ -3,17 +3,19 @@
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from typing_extensions import Unpack
 
-from eventflow.commands import UnitOfWork
 from eventflow.ids import JobId
 from eventflow.messages import Message, declare
 from eventflow.retry import RetryPolicy
 from eventflow.scheduling import ScheduleOptions
 from eventflow.services import ServiceScope
+
+if TYPE_CHECKING:
+    from eventflow.jobs.unit_of_work import JobUnitOfWork  # which encodes jobs
 
 J = TypeVar("J", bound="type[Job]")
 
@@ -41,7 +43,7 @@ class JobContext:
         attempt: int,
         due_at: datetime,
         services: ServiceScope,
-        unit: UnitOfWork,
+        unit: "JobUnitOfWork",
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt

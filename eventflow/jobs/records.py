@@ -17,7 +17,11 @@ from eventflow.scheduling import Due
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it is handed to the store: encoded and checked."""
+    """
+    A job as it is handed to the store: encoded and checked.
+
+    *line*: the subscriber that takes the events of a stream in order; of its jobs there, only the first is added.
+    """
 
     id: JobId
     name: str
@@ -32,6 +36,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     aggregate_id: str | None = None
     retry: bytes | None = None
     timeout_us: int | None = None
+    line: str | None = None
 
 
 class ClaimedJob(msgspec.Struct, frozen=True):

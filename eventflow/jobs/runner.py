@@ -102,7 +102,7 @@ class JobRunner:
                 )
                 with self._clock.deadline(timeout) as deadline:
                     await self._invoker.call(job.execute, context)
-                    if unit.has_transaction:
+                    if unit.wants_commit:
                         await unit.commit(nothing_of(claim.id))
                 if deadline.cancelled_caught:
                     raise JobTimeoutError(timeout or 0)

@@ -57,6 +57,10 @@ class Transactions(Protocol):
         """Keep others from writing to a stream until the connection's transaction has ended."""
         ...
 
+    async def lock_line(self, connection: Any, subscriber: str, stream: StreamId) -> None:
+        """Have whoever appends to a stream wait for a subscriber that may leave its line there."""
+        ...
+
 
 class JobUnitOfWork:
     """
@@ -65,6 +69,7 @@ class JobUnitOfWork:
     Attributes:
         jobs: What was scheduled, encoded.
         is_committed: Everything was written.
+        before_commit: Has the last word on what is written; it may lock and add.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class JobUnitOfWork:
         self.deadline = deadline
         self.jobs: list[NewJob] = []
         self.is_committed = False
+        self.before_commit: Callable[[Changes], Awaitable[Changes]] | None = None
         self._units = units
         self._write = write
         self._callers_connection = connection
@@ -92,6 +98,10 @@ class JobUnitOfWork:
         job = self._units.encoder.encode(message, self.cause, deadline=deadline, **options)
         self.jobs.append(job)
         return job.id
+
+    def add(self, job: NewJob) -> None:
+        """Add a job that is encoded already."""
+        self.jobs.append(job)
 
     async def begin(self) -> None:
         self.jobs.clear()
@@ -114,15 +124,22 @@ class JobUnitOfWork:
         return self._connection
 
     @property
-    def has_transaction(self) -> bool:
-        """Whether one was asked for and is open."""
-        return self._transaction is not None
+    def wants_commit(self) -> bool:
+        """Whether something is left to commit, apart from the jobs."""
+        return self._transaction is not None or (self.before_commit is not None and not self.is_committed)
 
     async def lock(self, stream: StreamId) -> None:
         if self._units.transactions is not None:
             await self._units.transactions.lock(await self.transaction(), stream)
 
+    async def lock_line(self, subscriber: str, stream: StreamId) -> None:
+        """Have whoever appends to a stream wait until this is written: the subscriber may leave its line there."""
+        if self._units.transactions is not None:
+            await self._units.transactions.lock_line(await self.transaction(), subscriber, stream)
+
     async def commit(self, changes: Changes) -> None:
+        if self.before_commit is not None:
+            changes = await self.before_commit(changes)
         jobs = [*self.jobs, *self._units.follow(changes)]
         if self._transaction is None:
             await self._write(changes, jobs, self._callers_connection)
@@ -130,6 +147,8 @@ class JobUnitOfWork:
             with anyio.CancelScope(shield=True):  # half a commit would be an unknown one; each step has its own limit
                 await self._commit_transaction(changes, jobs)
         self.is_committed = True
+        if self._callers_connection is None:
+            await self._units.committed(changes)
 
     async def close(self) -> None:
         if self._transaction is not None:
@@ -158,6 +177,10 @@ class _Undone(Exception):  # noqa: N818 - nobody sees it
     """Why a transaction is rolled back that nobody wants any more."""
 
 
+async def _nothing_more(_: Changes) -> None:
+    """What follows from a commit, by default."""
+
+
 class UnitsOfWork:
     """
     Begins units of work.
@@ -168,6 +191,7 @@ class UnitsOfWork:
         commits: Writes what they change.
         transactions: Those that handlers may ask for; ``None``: everything is in memory.
         follow: What follows from changes by itself.
+        committed: Called after a commit that was not the caller's own.
     """
 
     def __init__(
@@ -178,11 +202,13 @@ class UnitsOfWork:
         *,
         transactions: Transactions | None = None,
         follow: Follow = lambda _: (),
+        committed: Callable[[Changes], Awaitable[None]] = _nothing_more,
     ) -> None:
         self.encoder = encoder
         self.events = events
         self.transactions = transactions
         self.follow = follow
+        self.committed = committed
         self._commits = commits
 
     def __call__(self, cause: Causation, *, connection: Any = None) -> JobUnitOfWork:

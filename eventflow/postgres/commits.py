@@ -12,7 +12,7 @@ from eventflow.errors import (
     DeadlinePassedError,
     OptimisticConcurrencyError,
 )
-from eventflow.eventstore import Changes, ReceiptKey
+from eventflow.eventstore import Changes, ReceiptKey, Step
 from eventflow.failpoints import failpoint
 from eventflow.jobs import Ending, NewJob
 from eventflow.postgres.connection import AnyConnection, Lanes
@@ -79,14 +79,17 @@ class PostgresCommits:
         self, connection: AnyConnection, arguments: Sequence[Any], changes: Changes
     ) -> list[asyncpg.Record]:
         """The same in the caller's transaction, whose errors are his to roll back."""
+        failpoint("changes.sending")
         try:
-            return await connection.fetch(statement("commit_changes", self._schema), *arguments)
+            rows = await connection.fetch(statement("commit_changes", self._schema), *arguments)
         except asyncpg.UniqueViolationError as exc:
             if exc.constraint_name == "event_pkey" and changes.stream is not None:  # its snapshot is older
                 raise OptimisticConcurrencyError(changes.stream, changes.expected_version) from exc
             raise translate(exc, self._schema) from exc
         except DRIVER_ERRORS as exc:
             raise translate(exc, self._schema) from exc
+        failpoint("changes.written")
+        return rows
 
 
 def commit_arguments(
@@ -111,6 +114,8 @@ def commit_arguments(
         [None if job_id is None else job_id.uuid for job_id in deadlines.values()],
         None if snapshot is None else snapshot.version,
         None if snapshot is None else snapshot.data.decode(),
+        *_step_arguments(changes.step),
+        [job.line for job in jobs] if any(job.line for job in jobs) else [],
         *insert_arguments(jobs, queue_ids),
     )
 
@@ -126,6 +131,13 @@ def _ending_arguments(ends: Ending | None) -> tuple[Any, ...]:
         settlement.started_us,
         settlement.retention_days,
     )
+
+
+def _step_arguments(step: Step | None) -> tuple[Any, ...]:
+    if step is None:
+        return (None,) * 4
+    following = None if step.following is None else step.following.uuid
+    return step.subscriber, step.stream.aggregate_name, step.stream.aggregate_id, following
 
 
 def _key(key: ReceiptKey) -> tuple[str, str, str]:

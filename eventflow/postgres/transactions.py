@@ -10,6 +10,7 @@ from asyncpg.transaction import Transaction as DriverTransaction
 
 from eventflow.errors import CommitUnknownError
 from eventflow.eventstore import StreamId
+from eventflow.failpoints import failpoint
 from eventflow.ids import JobId
 from eventflow.postgres.connection import STATEMENT_SECONDS, AnyConnection, Connection
 from eventflow.postgres.statements import statement
@@ -79,6 +80,7 @@ class Transactions:
             self._open[id(connection)] = transaction
             scope = connection.transaction()
             await self._start(connection, scope)
+            failpoint("transaction.opened")
             try:
                 yield connection
             except BaseException:
@@ -109,6 +111,20 @@ class Transactions:
             )
         except DRIVER_ERRORS as exc:
             raise translate(exc, self._schema) from exc
+        failpoint("stream.locked")
+
+    async def lock_line(self, connection: AnyConnection, subscriber: str, stream: StreamId) -> None:
+        """Have whoever appends to a stream wait for a subscriber that may leave its line there."""
+        try:
+            await connection.fetchrow(
+                statement("lock_line", self._schema),
+                subscriber,
+                stream.aggregate_name,
+                stream.aggregate_id,
+                timeout=STATEMENT_SECONDS,
+            )
+        except DRIVER_ERRORS as exc:
+            raise translate(exc, self._schema) from exc
 
     async def _start(self, connection: PooledConnection, scope: DriverTransaction) -> None:
         try:
@@ -123,6 +139,7 @@ class Transactions:
     async def _commit(self, connection: PooledConnection, scope: DriverTransaction, transaction: Transaction) -> None:
         if transaction.is_used:
             await self._check_not_aborted(connection, scope)
+        failpoint("transaction.committing")
         try:
             with anyio.fail_after(END_SECONDS, shield=True):  # half a commit would be an unknown one
                 await scope.commit()
@@ -130,6 +147,7 @@ class Transactions:
             if may_have_committed(exc):
                 raise CommitUnknownError(transaction.ids) from exc
             raise translate(exc, self._schema) from exc
+        failpoint("transaction.committed")
 
     async def _check_not_aborted(self, connection: PooledConnection, scope: DriverTransaction) -> None:
         """COMMIT of an aborted transaction rolls back and reports no error: its jobs would be lost in silence."""

@@ -49,13 +49,23 @@ CREATE TABLE eventflow.snapshot (
     PRIMARY KEY (aggregate_name, aggregate_id)
 );
 
+-- Where a subscriber that takes the events of a stream in order stands there: the job of the event that is next. While
+-- there is a row, events that follow make no job: that of the next event is made when the one before has been dealt with.
+CREATE TABLE eventflow.event_line (
+    subscriber text NOT NULL,
+    aggregate_name text NOT NULL,
+    aggregate_id text NOT NULL,
+    job_id uuid NOT NULL,
+    PRIMARY KEY (subscriber, aggregate_name, aggregate_id)
+);
+
 -- Add jobs. A delay counts from this call; a due time in the past makes a job ready now.
---   Pairwise; at_us and delay_us both null: now; tags: array literals.
+--   Pairwise; at_us and delay_us both null: now; tags: array literals. left_out: of these ids.
 -- Returns the microseconds from now until the first of them is ready.
 CREATE FUNCTION eventflow.insert_jobs(
     ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
     versions integer[], payloads text[], headers text[], tags text[], aggregate_ids text[], keys text[],
-    retries text[], timeouts_us bigint[]
+    retries text[], timeouts_us bigint[], left_out uuid[] DEFAULT '{}'
 ) RETURNS bigint
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -76,6 +86,7 @@ WITH given AS (
         id, queue_id, priority, at_us, delay_us, name, version, payload, headers, tags, aggregate_id, key, retry,
         timeout_us
     )
+    WHERE g.id <> ALL (insert_jobs.left_out)
 ), inserted AS (
     INSERT INTO eventflow.job AS j (
         id, queue_id, priority, due_at, ready_at, created_at, name, version, payload, headers, tags, aggregate_id,
@@ -100,7 +111,9 @@ $$;
 --   receipt_scope, receipt_aggregate, source_id, result: the receipt; null: none.
 --   fires: the deadline of the stream that this job is. deadline_names, deadline_jobs: pairwise; null: no job any more.
 --   snapshot_version, snapshot: of the stream with these events; null: none.
---   jobs: as for insert_jobs.
+--   line_subscriber, line_aggregate_name, line_aggregate_id, line_next: the claimed job has dealt with an event in order;
+--   next comes this job, null: none yet.
+--   jobs: as for insert_jobs. lines: pairwise, the subscriber if it takes events in order: only the first in line is added.
 -- Returns one row: status ('done'; or nothing was written: 'lost' the claim is not the worker's, 'conflict' the stream
 -- has other events, 'duplicate' there is such a receipt, 'passed' the deadline was replaced or cancelled), and
 -- soonest_us as insert_jobs.
@@ -110,12 +123,15 @@ CREATE FUNCTION eventflow.commit_changes(
     event_ids uuid[], event_names text[], event_versions integer[], event_data text[], metadata text,
     receipt_scope text, receipt_aggregate text, source_id text, result text,
     fires text, deadline_names text[], deadline_jobs uuid[], snapshot_version integer, snapshot text,
+    line_subscriber text, line_aggregate_name text, line_aggregate_id text, line_next uuid, lines text[],
     ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
     versions integer[], payloads text[], headers text[], tags text[], aggregate_ids text[], keys text[],
     retries text[], timeouts_us bigint[]
 ) RETURNS TABLE (status text, soonest_us bigint)
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
+DECLARE
+    left_out uuid[] := '{}';
 BEGIN
 IF commit_changes.worker_id IS NOT NULL THEN
     -- The fence: from here on a rescue waits for this.
@@ -202,12 +218,36 @@ IF commit_changes.snapshot IS NOT NULL THEN
     SET stream_version = excluded.stream_version, version = excluded.version, data = excluded.data;
 END IF;
 
+IF commit_changes.line_next IS NOT NULL THEN
+    UPDATE eventflow.event_line AS l SET job_id = commit_changes.line_next
+    WHERE l.subscriber = commit_changes.line_subscriber AND l.aggregate_name = commit_changes.line_aggregate_name
+      AND l.aggregate_id = commit_changes.line_aggregate_id AND l.job_id = commit_changes.job_id;
+ELSIF commit_changes.line_subscriber IS NOT NULL THEN
+    DELETE FROM eventflow.event_line AS l
+    WHERE l.subscriber = commit_changes.line_subscriber AND l.aggregate_name = commit_changes.line_aggregate_name
+      AND l.aggregate_id = commit_changes.line_aggregate_id AND l.job_id = commit_changes.job_id;
+END IF;
+IF cardinality(commit_changes.lines) > 0 THEN
+    WITH given AS MATERIALIZED (
+        SELECT g.* FROM unnest(commit_changes.lines, commit_changes.ids) WITH ORDINALITY AS g (line, id, number)
+        WHERE g.line IS NOT NULL
+    ), first AS (
+        INSERT INTO eventflow.event_line AS l (subscriber, aggregate_name, aggregate_id, job_id)
+        SELECT DISTINCT ON (g.line) g.line, commit_changes.aggregate_name, commit_changes.aggregate_id, g.id
+        FROM given AS g ORDER BY g.line, g.number
+        -- An update, so that it waits for who is about to leave the line: then that one has not seen these events.
+        ON CONFLICT (subscriber, aggregate_name, aggregate_id) DO UPDATE SET job_id = l.job_id
+        RETURNING l.job_id
+    )
+    SELECT coalesce(array_agg(g.id), '{}') INTO left_out
+    FROM given AS g WHERE g.id NOT IN (SELECT f.job_id FROM first AS f);
+END IF;
 IF cardinality(commit_changes.ids) > 0 THEN
     soonest_us := eventflow.insert_jobs(
         commit_changes.ids, commit_changes.queue_ids, commit_changes.priorities, commit_changes.at_us,
         commit_changes.delay_us, commit_changes.names, commit_changes.versions, commit_changes.payloads,
         commit_changes.headers, commit_changes.tags, commit_changes.aggregate_ids, commit_changes.keys,
-        commit_changes.retries, commit_changes.timeouts_us);
+        commit_changes.retries, commit_changes.timeouts_us, left_out);
 END IF;
 IF commit_changes.worker_id IS NOT NULL THEN
     PERFORM eventflow.complete_jobs(
@@ -261,12 +301,12 @@ BEGIN
     IF pg_catalog.to_regrole('eventflow_owner') IS NULL THEN
         RETURN;
     END IF;
-    FOREACH made IN ARRAY ARRAY['event', 'command_receipt', 'deadline', 'snapshot'] LOOP
+    FOREACH made IN ARRAY ARRAY['event', 'command_receipt', 'deadline', 'snapshot', 'event_line'] LOOP
         EXECUTE pg_catalog.format('ALTER TABLE eventflow.%I OWNER TO eventflow_owner', made);
         EXECUTE pg_catalog.format('GRANT SELECT ON eventflow.%I TO eventflow_viewer', made);
         EXECUTE pg_catalog.format('GRANT INSERT, DELETE ON eventflow.%I TO eventflow_worker', made);
     END LOOP;
-    GRANT UPDATE ON eventflow.snapshot TO eventflow_worker;
+    GRANT UPDATE ON eventflow.snapshot, eventflow.event_line TO eventflow_worker;
     REVOKE DELETE ON eventflow.event FROM eventflow_worker;
     FOR made IN
         SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc AS p

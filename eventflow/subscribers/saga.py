@@ -1,0 +1,198 @@
+"""Sagas: aggregates that follow the events of others, and decide what comes next."""
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from eventflow.aggregates import Aggregate, applies, id_type
+from eventflow.aggregates.aggregate import IdT
+from eventflow.commands import Command, CommandContext, CommandExecution, CommandHandler
+from eventflow.definitions import annotations_of, describe
+from eventflow.errors import DuplicateOperationError, InvalidHandlerError
+from eventflow.eventstore import Event, RecordedEvent, event_version
+from eventflow.ids import Identity, SourceId
+from eventflow.invocation import Invoker
+from eventflow.jobs import JobContext
+from eventflow.messages import declaration
+from eventflow.serialization import Codec
+from eventflow.subscribers.subscriber import event_types_of
+
+M = TypeVar("M", bound=Callable[..., Any])
+
+_HANDLES = "__eventflow_handles__"
+
+
+@event_version("SagaCompleted")
+class SagaCompleted(Event):
+    """A saga has come to its end."""
+
+
+class Saga(Aggregate[IdT], Generic[IdT]):
+    """
+    Base of sagas: ``class Fulfilment(Saga[OrderId])``; registered with ``@flow.saga``.
+
+    Its id is found in the events that it handles; its state comes from the events that it emits itself. Commands and
+    deadlines that a handler schedules are written in one transaction with these. A redelivered event changes nothing.
+
+    >>> class OrderId(Identity):
+    ...     pass
+    >>> class OrderPlaced(Event):
+    ...     total_cents: int
+    >>> class StockReserved(Event):
+    ...     order_id: OrderId
+    >>> class Fulfilment(Saga[OrderId]):
+    ...     @starts_with
+    ...     async def placed(self, event: OrderPlaced, context: CommandContext) -> None: ...
+    ...
+    ...     @handles(by="order_id")
+    ...     async def reserved(self, event: StockReserved, context: CommandContext) -> None:
+    ...         self.complete()
+    """
+
+    is_completed: bool = False
+
+    def complete(self) -> None:
+        """From now on no event is handled any more."""
+        self.emit(SagaCompleted())
+
+    @applies
+    def _completed(self, event: SagaCompleted) -> None:
+        self.is_completed = True
+
+
+class _Handling(msgspec.Struct, frozen=True):
+    """
+    How a saga handles events of one type.
+
+    Attributes:
+        by: Field of the event that has the saga's id; ``None``: the id of the aggregate whose event it is.
+    """
+
+    method: Callable[..., Any]
+    starts: bool
+    by: str | None
+
+
+def starts_with(method: M) -> M:
+    """Mark ``(self, event: SomeEvent, context: CommandContext)``: with it a saga of its aggregate's id begins."""
+    setattr(method, _HANDLES, (True, None))
+    return method
+
+
+def handles(*, by: str | None = None, starts: bool = False) -> Callable[[M], M]:
+    """
+    Mark ``(self, event: SomeEvent, context: CommandContext)``: what the saga does with such an event.
+
+    Args:
+        by: Field of the event that has the saga's id; ``None``: the id of the aggregate whose event it is.
+        starts: A saga may begin with it; others are ignored before that.
+    """
+
+    def mark(method: M) -> M:
+        setattr(method, _HANDLES, (starts, by))
+        return method
+
+    return mark
+
+
+class HandleEvent(Command[Identity]):
+    """How an event reaches a saga: as an operation with the event's id."""
+
+    recorded: Any  # the event, not stored: this is never encoded
+
+
+class _SagaHandler(CommandHandler):
+    """Runs the saga's method for an event."""
+
+    def __init__(self, saga_type: type[Saga[Any]], invoker: Invoker) -> None:
+        self._invoker = invoker
+        self._saga_type = saga_type
+        self.aggregate_type = saga_type
+        self.command_type = HandleEvent
+        self.name = f"{saga_type.__module__}.{saga_type.__qualname__}"
+        self.result = Codec(type(None))
+
+    async def __call__(self, *arguments: Any) -> None:
+        saga, command, context = arguments
+        event: Event = command.recorded.event
+        handling = handlings_of(self._saga_type).get(type(event))
+        if handling is None or saga.is_completed or (saga.is_new and not handling.starts):
+            return
+        await self._invoker.call(handling.method, saga, event, context)
+
+
+class SagaSubscriber:
+    """
+    Routes events to sagas of one type.
+
+    Args:
+        saga_type: The sagas.
+        invoker: Calls their methods.
+    """
+
+    is_ordered = True
+
+    def __init__(self, saga_type: type[Saga[Any]], invoker: Invoker) -> None:
+        self.saga_type = saga_type
+        self.name = declaration(saga_type).name
+        self.execution: CommandExecution  # set when the application is opened
+        self._handler = _SagaHandler(saga_type, invoker)
+        if not handlings_of(saga_type):
+            raise InvalidHandlerError(f"{saga_type.__qualname__} handles no events: mark methods with @handles")
+
+    def wants(self, event_type: type[Event]) -> bool:
+        return event_type in handlings_of(self.saga_type)
+
+    async def handle(self, recorded: RecordedEvent[Event], job: JobContext) -> None:
+        saga_id = self._locate(recorded)
+        if saga_id is None:
+            return
+        command = HandleEvent(aggregate_id=saga_id, source_id=SourceId(recorded.stored.id), recorded=recorded)
+        try:
+            await self.execution.execute(command, self._handler, job.unit)
+        except DuplicateOperationError:
+            return  # it was delivered before
+
+    def _locate(self, recorded: RecordedEvent[Event]) -> Identity | None:
+        by = handlings_of(self.saga_type)[type(recorded.event)].by
+        found = recorded.stored.stream.aggregate_id if by is None else getattr(recorded.event, by)
+        located: Identity | None = None if found is None else id_type(self.saga_type)(str.__str__(found))
+        return located
+
+
+@cache
+def handlings_of(saga_type: type[Saga[Any]]) -> Mapping[type[Event], _Handling]:
+    """
+    By event type, how a saga handles it.
+
+    Raises:
+        InvalidHandlerError: a marked method has other annotations, or two handle one event.
+    """
+    found: dict[type[Event], _Handling] = {}
+    for owner in saga_type.__mro__:
+        for method in vars(owner).values():
+            mark = getattr(method, _HANDLES, None)
+            if mark is None:
+                continue
+            for event_type in _handled_types(method, mark[1]):
+                if event_type in found and found[event_type].method.__qualname__.split(".")[0] == owner.__name__:
+                    raise InvalidHandlerError(f"{describe(method)}: {event_type.__qualname__} is handled already")
+                found.setdefault(event_type, _Handling(method, *mark))
+    return found
+
+
+def _handled_types(method: Callable[..., Any], by: str | None) -> tuple[type[Event], ...]:
+    hints = annotations_of(method)
+    hints.pop("return", None)
+    annotations = list(hints.values())
+    types = event_types_of(annotations[0]) if annotations else ()
+    if len(annotations) != 2 or not types or annotations[1] is not CommandContext:
+        raise InvalidHandlerError(
+            f"{describe(method)} must be annotated as (self, event: SomeEvent, context: CommandContext) -> None"
+        )
+    for event_type in types:
+        if by is not None and by not in event_type.__struct_fields__:
+            raise InvalidHandlerError(f"{describe(method)}: {event_type.__qualname__} has no field {by!r}")
+    return types
