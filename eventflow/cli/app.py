@@ -103,6 +103,7 @@ class CommandLine:
         jobs.command(self.show_job, name="show")
         jobs.command(self.cancel_job, name="cancel")
         app.command(jobs)
+        app.command(self.trace, help_epilogue=_exit_codes("  4    nothing is known of it"))
         return app
 
     def demo(
@@ -223,6 +224,24 @@ class CommandLine:
     def cancel_job(self, id: Id, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> int:
         """Keep a job from running; a running one is stopped by its worker."""
         return self._jobs(database, json=json).cancel(id)
+
+    def trace(
+        self,
+        id: Annotated[str, Parameter(name="ID", help="The id of a job, an event, or a command (its source id).")],
+        /,
+        *,
+        json: Json = False,
+        database: DatabaseOptions = NO_DATABASE_OPTIONS,
+    ) -> int:
+        """
+        Show what followed from what: the jobs and events of one story.
+
+        Reads all jobs, so it takes seconds where there are millions.
+        """
+        from eventflow.cli.trace import trace
+
+        address = database.address(self._terminal.mask)
+        return trace(id, address, database.schema, terminal=self._terminal, json=json)
 
     def _jobs(self, database: DatabaseOptions, *, json: bool) -> JobCommands:
         return JobCommands(database.address(self._terminal.mask), database.schema, terminal=self._terminal, json=json)

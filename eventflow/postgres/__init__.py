@@ -15,6 +15,7 @@ from eventflow.postgres.migrator import (
 from eventflow.postgres.presence import PostgresPresence
 from eventflow.postgres.scheduler import PostgresJobScheduler
 from eventflow.postgres.statements import DEFAULT_SCHEMA, check_schema
+from eventflow.postgres.stories import Link, Stories
 from eventflow.postgres.transactions import PooledConnection, Transactions
 
 __all__ = [
@@ -22,12 +23,14 @@ __all__ = [
     "DEFAULT_SCHEMA",
     "Connection",
     "Lane",
+    "Link",
     "Migration",
     "PooledConnection",
     "PostgresDatabase",
     "PostgresJobScheduler",
     "PostgresJobStore",
     "PostgresPresence",
+    "Stories",
     "Transactions",
     "applied_version",
     "check_schema",

@@ -20,6 +20,7 @@ from eventflow.postgres.pooler import Dialer
 from eventflow.postgres.presence import PostgresPresence
 from eventflow.postgres.scheduler import PostgresJobScheduler
 from eventflow.postgres.statements import DEFAULT_SCHEMA, check_schema
+from eventflow.postgres.stories import Stories
 from eventflow.postgres.transactions import Pool, Transactions
 from eventflow.supervision import Supervisor, background_tasks
 
@@ -43,6 +44,7 @@ class PostgresDatabase:
         store: The job store.
         events: The event store.
         commits: Writes what commands and jobs change.
+        stories: Finds what followed from what.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class PostgresDatabase:
             committed=self._committed,
         )
         self.events = PostgresEventStore(self._reading, self.commits, schema)
+        self.stories = Stories(self._reading, schema)
 
     @classmethod
     @asynccontextmanager
