@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import anyio
 import asyncpg
 
 from eventflow.errors import (
     ClaimLostError,
     CommitUnknownError,
-    DatabaseUnavailableError,
+    DatabaseError,
     DeadlinePassedError,
     OptimisticConcurrencyError,
 )
@@ -23,13 +24,45 @@ from eventflow.postgres.transactions import Transactions
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
 from eventflow.serialization import encode_plain
 
+MOST_SHARED = 64
+"""Commands in one commit."""
+SHARED_AT_A_TIME = 2
+"""Such commits: while one waits for the disk, the next is at work."""
+
+
+class _Call:
+    """A commit that somebody waits for."""
+
+    def __init__(self, arguments: Sequence[Any], changes: Changes, jobs: Sequence[NewJob], ends: Ending | None) -> None:
+        self.arguments = arguments
+        self.changes = changes
+        self.ids = [job.id for job in jobs]
+        self.ends = ends
+        self.sent = anyio.Event()
+        self.row: asyncpg.Record | None = None
+        self.error: DatabaseError | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is an answer."""
+        return self.row is not None or self.error is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody else was writing to its stream."""
+        return self.row is not None and self.row["status"] == "busy"
+
 
 class PostgresCommits:
     """
     Implements :class:`~eventflow.jobs.Commits`.
 
+    While commits are under way, those that arrive wait together and become one transaction, sent as one message: each
+    is all or nothing by itself, as none writes before it has checked everything. One that would have to wait for
+    another writer of its stream goes alone.
+
     Args:
-        lanes: Connections of their own, so that commits share an fsync and none waits for a load.
+        lanes: Connections of their own, so that no commit waits for a load.
         transactions: Those that others may have opened.
         committed: Called after a commit with the time until the first of its jobs.
     """
@@ -48,6 +81,9 @@ class PostgresCommits:
         self._schema = schema
         self._transactions = transactions
         self._committed = committed
+        self._waiting: list[_Call] = []
+        self._sharers = anyio.Semaphore(SHARED_AT_A_TIME, fast_acquire=True)
+        self._loners = anyio.Semaphore(max(1, lanes.number - SHARED_AT_A_TIME), fast_acquire=True)
 
     async def commit(
         self, changes: Changes, jobs: Sequence[NewJob] = (), *, ends: Ending | None = None, connection: Any = None
@@ -60,20 +96,62 @@ class PostgresCommits:
             if transaction is not None:
                 transaction.add([job.id for job in jobs], soonest_us)
             return
+        call = _Call(arguments, changes, jobs, ends)
+        await self._share(call)
+        if not call.is_done or call.is_busy:
+            async with self._loners:
+                await self._send([call], patient=True)
+        if call.error is not None:
+            raise call.error
+        soonest_us = _checked(call.row, changes, ends)
+        if soonest_us is not None:
+            self._committed(soonest_us)
+
+    async def _share(self, call: _Call) -> None:
+        """Have a call written with those that wait too; it may end without an answer."""
+        self._waiting.append(call)
+        try:
+            async with self._sharers:
+                if call in self._waiting:
+                    await self._send_waiting()
+            await call.sent.wait()  # by somebody else, perhaps just now
+        finally:
+            if call in self._waiting:  # cancelled before anybody sent it
+                self._waiting.remove(call)
+
+    async def _send_waiting(self) -> None:
+        taken, self._waiting = self._waiting[:MOST_SHARED], self._waiting[MOST_SHARED:]
+        try:
+            with anyio.CancelScope(shield=True):  # the others' commits are in it
+                await self._send(taken, patient=False)
+        finally:
+            for call in taken:
+                call.sent.set()
+
+    async def _send(self, calls: Sequence[_Call], *, patient: bool) -> None:
+        """Write these calls in one transaction; where one of several is refused, all are left without an answer."""
         sent = False
         try:
             async with self._lanes.connection() as own:
                 sent = True
                 failpoint("commit.sending")
-                [row] = await own.fetch(statement("commit_changes", self._schema), *arguments)
+                arguments = [(patient, *call.arguments) for call in calls]
+                rows = await own.fetchmany(statement("commit_changes", self._schema), arguments)
                 failpoint("commit.committed")
-        except DatabaseUnavailableError as exc:
-            if sent and exc.__cause__ is not None and may_have_committed(exc.__cause__):
-                raise CommitUnknownError([job.id for job in jobs]) from exc
-            raise
-        soonest_us = _checked(row, changes, ends)
-        if soonest_us is not None:
-            self._committed(soonest_us)
+        except DatabaseError as exc:
+            self._fail(calls, exc, is_unknown=sent and exc.__cause__ is not None and may_have_committed(exc.__cause__))
+        else:
+            for call, row in zip(calls, rows, strict=True):
+                call.row, call.error = row, None
+
+    def _fail(self, calls: Sequence[_Call], error: DatabaseError, *, is_unknown: bool) -> None:
+        if not is_unknown and len(calls) > 1:
+            return  # one of them is at fault: each goes alone
+        for call in calls:
+            call.row, call.error = None, error
+            if is_unknown:
+                call.error = CommitUnknownError(call.ids)
+                call.error.__cause__ = error
 
     async def _write(
         self, connection: AnyConnection, arguments: Sequence[Any], changes: Changes
@@ -95,7 +173,7 @@ class PostgresCommits:
 def commit_arguments(
     changes: Changes, jobs: Sequence[NewJob], queue_ids: Mapping[str, int], ends: Ending | None
 ) -> tuple[Any, ...]:
-    """The arguments of ``commit_changes.sql``."""
+    """The arguments of ``commit_changes.sql``, from the second on."""
     stream, receipt, snapshot = changes.stream, changes.receipt, changes.snapshot
     events, deadlines = changes.events, changes.deadlines
     return (
@@ -144,8 +222,10 @@ def _key(key: ReceiptKey) -> tuple[str, str, str]:
     return key.scope, key.aggregate_id, key.source_id
 
 
-def _checked(row: asyncpg.Record, changes: Changes, ends: Ending | None) -> int | None:
+def _checked(row: asyncpg.Record | None, changes: Changes, ends: Ending | None) -> int | None:
     """The microseconds until the first job is ready, if everything was written; else the error that says why not."""
+    if row is None:
+        raise DatabaseError("the commit has no answer")
     status, soonest_us = row["status"], row["soonest_us"]
     if status == "lost" and ends is not None:
         raise ClaimLostError(ends.settlement.claim.id, ends.settlement.claim.claim_no)

@@ -149,7 +149,7 @@ class Lane:
         self._connect = connect
         self._schema = schema
         self._idle = idle
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=True)
         self._connection: Connection | None = None
         self._answered_at = float("-inf")
 
@@ -251,6 +251,9 @@ class Lanes:
     """
     A few lanes that do the same: each statement takes the one that was used last, of those that are free.
 
+    Attributes:
+        number: How many there are.
+
     Args:
         number: How many there are.
     """
@@ -258,12 +261,13 @@ class Lanes:
     def __init__(self, connect: Connector, schema: str, number: int) -> None:
         self._all = [Lane(connect, schema) for _ in range(number)]
         self._free = list(self._all)
-        self._number = anyio.Semaphore(number)
+        self.number = number
+        self._vacant = anyio.Semaphore(number, fast_acquire=True)
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Connection]:
         """A connection for this task alone; see :meth:`Lane.connection`."""
-        async with self._number:
+        async with self._vacant:
             lane = self._free.pop()
             try:
                 async with lane.connection() as connection:

@@ -105,6 +105,7 @@ $$;
 
 -- Everything that a command changes, with the jobs that follow from it and the completion of the job that published it:
 -- all of it, or nothing. Nothing is written before everything is checked, so there is nothing to undo.
+--   patient: wait for whoever writes to the stream just now.
 --   worker_id, job_id, claim_no, started_us, retention_days: the claim that this ends; null: none.
 --   aggregate_name, aggregate_id, expected_version: the stream; null: none.
 --   event_ids, event_names, event_versions, event_data: pairwise. metadata: of all of them.
@@ -114,11 +115,11 @@ $$;
 --   line_subscriber, line_aggregate_name, line_aggregate_id, line_next: the claimed job has dealt with an event in order;
 --   next comes this job, null: none yet.
 --   jobs: as for insert_jobs. lines: pairwise, the subscriber if it takes events in order: only the first in line is added.
--- Returns one row: status ('done'; or nothing was written: 'lost' the claim is not the worker's, 'conflict' the stream
--- has other events, 'duplicate' there is such a receipt, 'passed' the deadline was replaced or cancelled), and
--- soonest_us as insert_jobs.
+-- Returns one row: status, and soonest_us as insert_jobs. Status is 'done'; or nothing was written: 'lost' the claim is not
+-- the worker's, 'busy' somebody writes to the stream (unless patient), 'conflict' it has other events, 'duplicate' there is
+-- such a receipt, 'passed' the deadline was replaced or cancelled.
 CREATE FUNCTION eventflow.commit_changes(
-    worker_id uuid, job_id uuid, claim_no integer, started_us bigint, retention_days integer,
+    patient boolean, worker_id uuid, job_id uuid, claim_no integer, started_us bigint, retention_days integer,
     aggregate_name text, aggregate_id text, expected_version integer,
     event_ids uuid[], event_names text[], event_versions integer[], event_data text[], metadata text,
     receipt_scope text, receipt_aggregate text, source_id text, result text,
@@ -147,7 +148,14 @@ END IF;
 
 IF commit_changes.aggregate_name IS NOT NULL THEN
     -- Writers of one stream take turns; statements after this see what those before have committed.
-    PERFORM pg_advisory_xact_lock(eventflow.stream_key(commit_changes.aggregate_name, commit_changes.aggregate_id));
+    IF commit_changes.patient THEN
+        PERFORM pg_advisory_xact_lock(eventflow.stream_key(commit_changes.aggregate_name, commit_changes.aggregate_id));
+    ELSIF NOT pg_try_advisory_xact_lock(
+        eventflow.stream_key(commit_changes.aggregate_name, commit_changes.aggregate_id)
+    ) THEN
+        RETURN QUERY SELECT 'busy', NULL::bigint;
+        RETURN;
+    END IF;
     IF cardinality(commit_changes.event_ids) > 0 AND commit_changes.expected_version IS DISTINCT FROM (
         SELECT coalesce(max(e.stream_version), 0) FROM eventflow.event AS e
         WHERE e.aggregate_name = commit_changes.aggregate_name AND e.aggregate_id = commit_changes.aggregate_id
