@@ -12,7 +12,7 @@ from tests.support.waiting import until
 
 
 async def test_readme_example_runs_as_shown(dsn: str, tmp_path: Path) -> None:
-    """The program publishes, schedules and cancels; the worker tells subscribers and sends the mails of what was left."""
+    """The program publishes, schedules and cancels; the worker tells subscribers and sends what mails are left."""
     [example] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "shop.py").write_text(example)
     output = tmp_path / "worker.out"

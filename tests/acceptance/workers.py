@@ -21,18 +21,25 @@ class WorkerProcess:
     Args:
         dsn: The database.
         log: Where its log goes.
+        target: The flow that it runs.
         failpoints: ``EVENTFLOW_FAILPOINTS`` of the process.
         environment: More variables of the process.
         options: Further arguments of the command.
     """
 
     def __init__(
-        self, dsn: str, log: Path, *options: str, failpoints: str = "", environment: Mapping[str, str] = {}
+        self,
+        dsn: str,
+        log: Path,
+        *options: str,
+        target: str = "tests.acceptance.shop:flow",
+        failpoints: str = "",
+        environment: Mapping[str, str] = {},
     ) -> None:
         self.log = log
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "eventflow", "worker", "tests.acceptance.shop:flow", *options],
+                [sys.executable, "-m", "eventflow", "worker", target, *options],
                 cwd=ROOT,
                 env={**os.environ, "EVENTFLOW_DSN": dsn, "EVENTFLOW_FAILPOINTS": failpoints, **environment},
                 stdout=stream,
@@ -67,23 +74,26 @@ class WorkerProcess:
 class Crew:
     """The workers of one test; none outlives it."""
 
-    def __init__(self, dsn: str, directory: Path) -> None:
+    def __init__(self, dsn: str, directory: Path, target: str) -> None:
         self._dsn = dsn
+        self._target = target
         self._directory = directory
         self.workers: list[WorkerProcess] = []
 
     def add(self, *options: str, failpoints: str = "", environment: Mapping[str, str] = {}) -> WorkerProcess:
         """Start one more worker process."""
         log = self._directory / f"worker-{len(self.workers)}.log"
-        worker = WorkerProcess(self._dsn, log, *options, failpoints=failpoints, environment=environment)
+        worker = WorkerProcess(
+            self._dsn, log, *options, target=self._target, failpoints=failpoints, environment=environment
+        )
         self.workers.append(worker)
         return worker
 
 
 @contextmanager
-def crew(dsn: str, directory: Path) -> Generator[Crew]:
-    """Workers that are killed at the end, whatever happened."""
-    workers = Crew(dsn, directory)
+def crew(dsn: str, directory: Path, target: str = "tests.acceptance.shop:flow") -> Generator[Crew]:
+    """Workers of a flow that are killed at the end, whatever happened."""
+    workers = Crew(dsn, directory, target)
     try:
         yield workers
     finally:
