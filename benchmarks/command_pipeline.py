@@ -2,8 +2,9 @@
 The way of a command, against a hand-written asyncpg script: ``python -m benchmarks.command_pipeline``.
 
 Jobs publish commands, each on an aggregate of its own that has one event: load, handle, append one event, receipt,
-completion. The script claims with the same statement, and for each job sends the same two statements, with a connection for
-each job that it has at a time. Both run in turns, on the embedded Postgres with durable settings; figures are medians.
+completion. The script claims with the same statement, and for each job sends the same two statements, with a
+connection for each job that it has at a time. Both run in turns, on the embedded Postgres with durable settings;
+figures are medians.
 """
 
 import argparse
@@ -103,20 +104,16 @@ class Script:
                     await self._execute(connection, self._claimed.popleft())
 
     async def _claim(self, connection: PooledConnection) -> None:
-        names, versions = ["PublishCommand:Deposit"], [1]
-        arguments = (self._worker.uuid, None, names, versions, 50, 0, 0, False, False, 2**62, 0, [])
+        names, versions, bounds = ["PublishCommand:Deposit"], [1], list[int]()
+        arguments = (self._worker.uuid, None, names, versions, 50, 0, 0, False, False, 2**62, 0, bounds)
         rows = await connection.fetch(statement("claim_jobs"), *arguments)
         self._claimed.extend(row for row in rows if row["id"] is not None)
 
-    async def _execute(
-        self, connection: PooledConnection, job: asyncpg.Record
-    ) -> None:
+    async def _execute(self, connection: PooledConnection, job: asyncpg.Record) -> None:
         command = self._command.decode(job["payload"])
         owner = str.__str__(command.aggregate_id)
         source = str.__str__(command.source_id)
-        _, *events = await connection.fetch(
-            statement("look_back"), "Account", owner, "Account", owner, source, None
-        )
+        _, *events = await connection.fetch(statement("look_back"), "Account", owner, "Account", owner, source, None)
         balance = sum(self._event.decode(row["data"]).cents for row in events) + command.cents
         version = len(events)
         event_id = EventId.at(StreamId("Account", owner), version + 1)
@@ -128,7 +125,7 @@ class Script:
             *("Account", owner, version, [event_id.uuid], ["Deposited"], [1]),
             *([msgspec.json.encode(Deposited(cents=command.cents)).decode()], msgspec.json.encode(metadata).decode()),
             *("Account", owner, source, str(balance)),
-            *(None, none, none, None, None, None, None, None, None, none),
+            *(None, None, None, none, none, None, None, None, None, None, None, none),
             *([none] * 14),
         )
 
@@ -166,9 +163,7 @@ def _with_worker(app: App, concurrency: int) -> Callable[[], Awaitable[None]]:
     return run
 
 
-def _by_hand(
-    pool: "asyncpg.Pool[asyncpg.Record]", concurrency: int, jobs: int
-) -> Callable[[], Awaitable[None]]:
+def _by_hand(pool: "asyncpg.Pool[asyncpg.Record]", concurrency: int, jobs: int) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
         await Script(pool).run(concurrency, jobs)
 

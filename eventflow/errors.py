@@ -21,6 +21,9 @@ EventFlowError
 ├── DuplicateOperationError              the same source id for the second time
 ├── DeadlinePassedError                  a deadline that was replaced or cancelled meanwhile
 ├── EventNotFoundError
+├── CursorError                          where a reader of all events was, but cannot go on
+│   ├── InvalidCursorError
+│   └── ForeignCursorError
 ├── ServiceNotFoundError
 ├── JobError
 │   ├── InvalidScheduleError
@@ -33,10 +36,16 @@ EventFlowError
     │   └── LockBusyError
     ├── CommitUnknownError
     ├── ValueRefusedError
+    ├── ForeignEventsError
     └── SchemaVersionError
 """
 
 from collections.abc import Iterable
+
+
+def type_name(annotation: object) -> str:
+    """What to call a type, also one without a name of its own, such as a union."""
+    return getattr(annotation, "__qualname__", str(annotation))
 
 
 class EventFlowError(Exception):
@@ -166,7 +175,7 @@ class InvalidMessageError(EventFlowError, ValueError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.message_type.__qualname__} cannot be stored: {self.reason}"
+        return f"{type_name(self.message_type)} cannot be stored: {self.reason}"
 
 
 class PayloadTooLargeError(InvalidMessageError):
@@ -232,6 +241,42 @@ class EventNotFoundError(EventFlowError, LookupError):
 
     def __str__(self) -> str:
         return f"{self.stream} has no event {self.stream_version}"
+
+
+class CursorError(EventFlowError, ValueError):
+    """A reader of all events cannot go on from this cursor."""
+
+
+class InvalidCursorError(CursorError):
+    """A text is no cursor of this store."""
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(cursor)
+        self.cursor = cursor
+
+    def __str__(self) -> str:
+        return f"{self.cursor[:100]!r} is not the cursor of a page of events"
+
+
+class ForeignCursorError(CursorError):
+    """
+    A cursor lies in the future of this store: it is another store's, or this one has been set back since.
+
+    Attributes:
+        seen: What it has seen the end of: a transaction id, or the position of an event.
+        reached: Where the store is.
+    """
+
+    def __init__(self, seen: int, reached: int) -> None:
+        super().__init__(seen, reached)
+        self.seen = seen
+        self.reached = reached
+
+    def __str__(self) -> str:
+        return (
+            f"the cursor has seen {self.seen}, and this store has only come to {self.reached}: "
+            "the cursor is another store's, or this one has been set back since"
+        )
 
 
 class DeadlinePassedError(EventFlowError):
@@ -326,6 +371,25 @@ class CommitUnknownError(DatabaseError):
 
 class ValueRefusedError(DatabaseError, ValueError):
     """The database refuses a value, as in a broken constraint; nothing of that statement was written."""
+
+
+class ForeignEventsError(DatabaseError):
+    """
+    There are events of transactions that this cluster has yet to begin: they were copied here from another.
+
+    Readers of all events would take them for uncommitted, and miss others later on.
+    """
+
+    def __init__(self, xid: int, next_xid: int) -> None:
+        super().__init__(xid, next_xid)
+        self.xid = xid
+        self.next_xid = next_xid
+
+    def __str__(self) -> str:
+        return (
+            f"there are events of transaction {self.xid}, and this cluster has only come to {self.next_xid}: "
+            "they were copied here from another cluster, and cannot be read in order"
+        )
 
 
 class SchemaVersionError(DatabaseError):

@@ -2,16 +2,23 @@
 JSON, typed at the edge: what goes in is proven to come out the same.
 
 Structs do not check their fields when they are made, so a message is encoded, decoded and compared before it
-is stored (about a microsecond). Subclasses of ``str``, ``int`` and ``float`` travel as the bare scalar and are
-validated by their own constructor when decoded.
+is stored (about a microsecond). Subclasses of ``str``, ``int``, ``float`` and ``Decimal`` travel as the bare scalar
+and are validated by their own constructor when decoded.
 """
 
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from eventflow.errors import DefinitionError, InvalidMessageError, PayloadTooLargeError, UndecodableMessageError
+from eventflow.errors import (
+    DefinitionError,
+    InvalidMessageError,
+    PayloadTooLargeError,
+    UndecodableMessageError,
+    type_name,
+)
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 """Largest encoded message that is accepted: 1 MiB."""
@@ -28,16 +35,31 @@ def _encode_scalar(value: Any) -> Any:  # Any: msgspec hands over whatever it ca
         return int(value)
     if isinstance(value, float):
         return float(value)
+    if isinstance(value, Decimal):
+        return Decimal(value)  # msgspec writes it as text
     raise NotImplementedError(f"{type(value).__qualname__} has no JSON form")
 
 
 def _decode_scalar(wanted: type, value: Any) -> Any:  # Any: the JSON value as msgspec read it
+    if issubclass(wanted, Decimal):
+        return wanted(_decimal(value))
     for scalar in (str, int, float):
         if issubclass(wanted, scalar):
+            if scalar is float and type(value) is int:  # as for a plain float: other languages write 5 for 5.0
+                value = float(value)
             if type(value) is not scalar:
                 raise ValueError(f"expected `{scalar.__name__}`, got `{type(value).__name__}`")
             return wanted(value)
     raise NotImplementedError(f"{wanted.__qualname__} has no JSON form")
+
+
+def _decimal(value: Any) -> Decimal:  # Any: as above
+    if type(value) not in (str, int, float):
+        raise ValueError(f"expected `decimal`, got `{type(value).__name__}`")
+    try:
+        return Decimal(str(value))
+    except InvalidOperation as exc:
+        raise ValueError(f"{value!r} is no decimal number") from exc
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_encode_scalar)
@@ -59,7 +81,7 @@ class Codec(Generic[T]):
         try:
             self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(message_type, dec_hook=_decode_scalar)
         except (TypeError, NameError) as exc:
-            raise DefinitionError(f"{message_type.__module__}.{message_type.__qualname__}: {exc}") from exc
+            raise DefinitionError(f"{type_name(message_type)}: {exc}") from exc
 
     def encode(self, message: T) -> bytes:
         """
@@ -99,7 +121,7 @@ class Codec(Generic[T]):
         # Invalid UTF-8 and a depth beyond the interpreter's are not DecodeErrors, and a type's own
         # __post_init__ or __new__ may raise anything.
         except Exception as exc:
-            raise UndecodableMessageError(self.message_type.__qualname__, 0, text_of(exc)) from exc
+            raise UndecodableMessageError(type_name(self.message_type), 0, text_of(exc)) from exc
 
     def _difference(self, sent: T, received: T) -> str:
         if isinstance(sent, msgspec.Struct):

@@ -1,7 +1,9 @@
 """Aggregates: the boundary within which rules hold, kept as the events that happened to it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, cached_property
+from inspect import iscoroutinefunction
 from types import UnionType
 from typing import Any, Generic, Self, TypeVar, Union, cast, get_args, get_origin
 
@@ -9,7 +11,7 @@ import msgspec
 from typing_extensions import dataclass_transform
 
 from eventflow.definitions import annotations_of, describe
-from eventflow.errors import InvalidHandlerError, MissingApplierError
+from eventflow.errors import DefinitionError, InvalidHandlerError, InvalidIdentityError, MissingApplierError
 from eventflow.eventstore import Event, NewEvent, StreamId
 from eventflow.eventstore.events import EventId
 from eventflow.ids import Identity
@@ -22,6 +24,7 @@ F = TypeVar("F", bound=Callable[..., None])
 
 _APPLIES = "__eventflow_applies__"
 _SNAPSHOT_EVERY = "__eventflow_snapshot_every__"
+_TAKEN = frozenset({"id", "stream_version", "uncommitted_events", "is_new", "new", "emit", "apply"})
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -42,7 +45,11 @@ class AggregateMeta(msgspec.StructMeta):
         options.setdefault("kw_only", True)
         options.setdefault("dict", True)
         made = super().__new__(mcls, name, bases, namespace, **options)
-        setattr(made, _SNAPSHOT_EVERY, snapshot_every)
+        taken = sorted(_TAKEN.intersection(made.__struct_fields__))
+        if taken:  # it would hide the aggregate's own, and the events go to the wrong stream
+            raise InvalidHandlerError(f"{name}: {', '.join(taken)}: every aggregate has that; call the field otherwise")
+        if snapshot_every is not None:
+            setattr(made, _SNAPSHOT_EVERY, snapshot_every)
         return made
 
 
@@ -52,7 +59,9 @@ class _Stream:
     def __init__(self, aggregate_id: Identity, stream_version: int) -> None:
         self.aggregate_id = aggregate_id
         self.stream_version = stream_version
+        self.snapshot_version = stream_version
         self.emitted: list[tuple[Event, bytes]] = []
+        self.is_applying = False
 
 
 # Stands on the base class too: pyright reads it on the metaclass, mypy here.
@@ -62,8 +71,9 @@ class Aggregate(msgspec.Struct, Generic[IdT], metaclass=AggregateMeta):
     Base of aggregates: ``class Order(Aggregate[OrderId])``.
 
     Annotated fields are the state, each with a default: what an aggregate is before its first event. Methods decide
-    and :meth:`emit` events; methods marked :func:`applies` change the state. With ``snapshot_every=100`` in the class
-    statement the state is stored after every hundred events, so that not all have to be replayed.
+    and :meth:`emit` events; methods marked :func:`applies` change the state, and do nothing else. With
+    ``snapshot_every=100`` in the class statement the state is stored after every hundred events, so that not all have
+    to be replayed; then it has to survive JSON, and a change of it needs a new :func:`aggregate_version`.
 
     >>> class CartId(Identity):
     ...     pass
@@ -86,8 +96,8 @@ class Aggregate(msgspec.Struct, Generic[IdT], metaclass=AggregateMeta):
 
     @classmethod
     def new(cls, aggregate_id: IdT) -> Self:
-        """An aggregate to which nothing has happened."""
-        return enter(cls(), aggregate_id, 0)
+        """An aggregate to which nothing has happened; raises :class:`InvalidIdentityError`."""
+        return enter(cls(), check_id(cls, aggregate_id), 0)
 
     @property
     def id(self) -> IdT:
@@ -116,10 +126,17 @@ class Aggregate(msgspec.Struct, Generic[IdT], metaclass=AggregateMeta):
         Raises:
             InvalidMessageError: the event would not survive JSON; the state is as before.
             MissingApplierError: no method of the aggregate applies it.
+            DefinitionError: another event is just being applied.
         """
-        data = codec_of(type(event)).encode(event)
-        self.apply(event)
-        _stream(self).emitted.append((event, data))
+        stream, data = _stream(self), codec_of(type(event)).encode(event)
+        if stream.is_applying:  # it would happen again whenever the aggregate is loaded
+            raise DefinitionError(
+                f"{type(self).__qualname__} emits {type(event).__qualname__} while it applies an event; what applies "
+                "events only changes the state"
+            )
+        with applying(self):
+            self.apply(event)
+        stream.emitted.append((event, data))
 
     def apply(self, event: Event) -> None:
         """Change the state as an event says, without emitting it; what replay does."""
@@ -142,9 +159,44 @@ def _stream(aggregate: Aggregate[Any]) -> _Stream:
     return stream
 
 
+@contextmanager
+def applying(aggregate: Aggregate[Any]) -> Generator[None]:
+    """Within the block events are applied, and none may be emitted."""
+    stream = _stream(aggregate)
+    stream.is_applying = True
+    try:
+        yield
+    finally:
+        stream.is_applying = False
+
+
+def check_id(aggregate_type: type[Aggregate[Any]], aggregate_id: Identity) -> Identity:
+    """Refuse what is no identity of such an aggregate: under it there is nothing, and never was."""
+    wanted = id_type(aggregate_type)
+    if isinstance(wanted, type) and not isinstance(aggregate_id, wanted):
+        raise InvalidIdentityError(
+            f"{aggregate_type.__qualname__} is identified by {wanted.__qualname__}, not by {aggregate_id!r}"
+        )
+    return aggregate_id
+
+
 def advance(aggregate: Aggregate[Any], stream_version: int) -> None:
     """All events up to this version are in the state."""
     _stream(aggregate).stream_version = stream_version
+
+
+def snapshot_version(aggregate: Aggregate[Any]) -> int:
+    """How many of its events were in the snapshot that it was loaded from; 0: from none."""
+    return _stream(aggregate).snapshot_version
+
+
+def undeclared(aggregate: Aggregate[Any]) -> list[str]:
+    """Attributes that were set without being fields: the next snapshot would lose them."""
+    return [
+        name
+        for name in vars(aggregate)
+        if name != "_stream" and not isinstance(getattr(type(aggregate), name, None), cached_property)
+    ]
 
 
 def emitted(aggregate: Aggregate[Any]) -> tuple[NewEvent, ...]:
@@ -157,21 +209,24 @@ def emitted(aggregate: Aggregate[Any]) -> tuple[NewEvent, ...]:
 
 
 def applies(method: F) -> F:
-    """Mark a method ``(self, event: SomeEvent) -> None``, or of a union of events, that changes the state."""
+    """
+    Mark a method ``(self, event: SomeEvent) -> None``, or of a union of events, that changes the state.
+
+    It runs when the event is emitted, and again whenever the aggregate is loaded.
+    """
     setattr(method, _APPLIES, True)
     return method
 
 
-def aggregate_version(name: str, version: int = 1, *, aliases: Iterable[str] = ()) -> Callable[[A], A]:
+def aggregate_version(name: str, version: int = 1) -> Callable[[A], A]:
     """
     Name the streams of an aggregate, and the version of its snapshots, instead of (class name, 1).
 
     Args:
         name: Part of every stream's identity: it stays what it is when the class is renamed.
         version: Of the state. Snapshots of an older one are upgraded if there is an upgrader, else not used.
-        aliases: Not for streams: those are found under *name* alone.
     """
-    return declare(name, version, tuple(aliases))
+    return declare(name, version, ())
 
 
 def aggregate_name(aggregate_type: type[Aggregate[Any]]) -> str:
@@ -186,10 +241,11 @@ def stream_of(aggregate_type: type[Aggregate[Any]], aggregate_id: Identity) -> S
 
 def snapshot_every(aggregate_type: type[Aggregate[Any]]) -> int | None:
     """After how many events its state is stored; ``None``: never."""
-    every: int | None = vars(aggregate_type).get(_SNAPSHOT_EVERY)
+    every: int | None = getattr(aggregate_type, _SNAPSHOT_EVERY, None)
     return every
 
 
+@cache
 def id_type(aggregate_type: type[Aggregate[Any]]) -> Any:  # Any: whatever annotation stands there
     """The type parameter of an aggregate's base."""
     for base in aggregate_type.__mro__:
@@ -204,18 +260,25 @@ def appliers_of(aggregate_type: type[Aggregate[Any]]) -> Mapping[type[Event], Ca
     """
     By event type, the method that applies it; those of a subclass go before its base's.
 
+    A method that overrides one that is marked takes its place, marked or not.
+
     Raises:
-        InvalidHandlerError: an annotation is not of an event, or two methods apply one.
+        InvalidHandlerError: an annotation is not of an event, or two methods of a class apply one.
     """
     found: dict[type[Event], Callable[[Any, Any], None]] = {}
+    marked: set[str] = set()
     for owner in aggregate_type.__mro__:
         here: dict[type[Event], Callable[[Any, Any], None]] = {}
-        for method in vars(owner).values():
-            if getattr(method, _APPLIES, False):
+        for name, method in vars(owner).items():
+            if getattr(method, _APPLIES, False) and name not in marked:
+                marked.add(name)
                 for event_type in _event_types(method):
                     if event_type in here:
-                        raise InvalidHandlerError(f"{describe(method)}: {event_type.__qualname__} is applied already")
-                    here[event_type] = method
+                        first = describe(here[event_type])
+                        raise InvalidHandlerError(
+                            f"{first} and {describe(method)} both apply {event_type.__qualname__}"
+                        )
+                    here[event_type] = getattr(aggregate_type, name)
         found = here | found
     return found
 
@@ -233,6 +296,8 @@ def _event_types(method: Callable[..., Any]) -> Iterator[type[Event]]:
     types = _members(annotations[0]) if len(annotations) == 1 else []
     if not types or not all(isinstance(t, type) and issubclass(t, Event) for t in types):
         raise InvalidHandlerError(f"{describe(method)} must be annotated as (self, event: SomeEvent) -> None")
+    if iscoroutinefunction(method):
+        raise InvalidHandlerError(f"{describe(method)} must not be async: it only changes the state")
     yield from types
 
 

@@ -1,23 +1,31 @@
 """Between streams and aggregates: loading by replay, from the newest snapshot on."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from eventflow.aggregates.aggregate import (
     Aggregate,
     advance,
+    applying,
+    check_id,
     enter,
     snapshot_every,
+    snapshot_version,
     stream_of,
+    undeclared,
 )
 from eventflow.aggregates.definitions import AggregateDefinitions
-from eventflow.eventstore import EventDefinitions, EventStore, History, ReceiptKey, Snapshot
+from eventflow.errors import InvalidMessageError, UndecodableMessageError, UnknownDefinitionError
+from eventflow.eventstore import EventDefinitions, EventStore, History, ReceiptKey, Snapshot, StreamId
 from eventflow.ids import Identity
 from eventflow.messages import declaration
 
 log = logging.getLogger("eventflow.aggregates")
 
 AggregateT = TypeVar("AggregateT", bound=Aggregate[Any])
+Look = Callable[[int | None], Awaitable[History]]
+"""Looks at a stream; takes the newest version of snapshots that can be read, or ``None``: without snapshot."""
 
 _NO_RECEIPT = ReceiptKey("", "", "")
 
@@ -42,47 +50,81 @@ class AggregateRepository:
         The aggregate as its events have made it; a new one if there are none.
 
         Raises:
+            InvalidIdentityError: such aggregates are identified by another type.
             UnknownEventDefinitionError: it has an event that nobody registered.
             UndecodableMessageError: an event cannot be read.
             MissingApplierError: an event has no applier.
         """
-        stream = stream_of(aggregate_type, aggregate_id)
-        history = await self._store.look(stream, _NO_RECEIPT, snapshot_version=self.snapshot_version(aggregate_type))
-        return self.rebuild(aggregate_type, aggregate_id, history)
+        stream = stream_of(aggregate_type, check_id(aggregate_type, aggregate_id))
+        return await self.load_by(
+            lambda version: self._store.look(stream, _NO_RECEIPT, snapshot_version=version),
+            aggregate_type,
+            aggregate_id,
+        )
 
-    def snapshot_version(self, aggregate_type: type[Aggregate[Any]]) -> int | None:
-        """The newest version of its snapshots that can be read; ``None``: it has none."""
-        return None if snapshot_every(aggregate_type) is None else declaration(aggregate_type).version
-
-    def rebuild(self, aggregate_type: type[AggregateT], aggregate_id: Identity, history: History) -> AggregateT:
-        """The aggregate that a look at its stream amounts to; raises as :meth:`load`."""
-        aggregate = self._begin(aggregate_type, aggregate_id, history.snapshot)
-        for stored in history.events:
-            for recorded in self._events.read(stored):
-                aggregate.apply(recorded.event)
-            advance(aggregate, stored.stream_version)
+    async def load_by(self, look: Look, aggregate_type: type[AggregateT], aggregate_id: Identity) -> AggregateT:
+        """Like :meth:`load`, from what *look* finds; a snapshot that cannot be read is as good as none."""
+        if snapshot_every(aggregate_type) is None:
+            history, state = await look(None), None
+        else:
+            history = await look(declaration(aggregate_type).version)
+            state = self._state(aggregate_type, aggregate_id, history.snapshot)
+            if history.snapshot is not None and state is None:
+                history = await look(None)
+        if history.snapshot is None or state is None:
+            aggregate: AggregateT = enter(aggregate_type(), aggregate_id, 0)
+        else:
+            aggregate = enter(state, aggregate_id, history.snapshot.stream_version)
+        self._replay(aggregate, history)
         return aggregate
 
-    def snapshot_of(self, aggregate: Aggregate[Any], since: int) -> Snapshot | None:
+    def snapshot_of(self, aggregate: Aggregate[Any]) -> Snapshot | None:
         """
-        Its snapshot, if one is due.
+        Its snapshot with what it has just emitted, if one is due.
 
-        Args:
-            aggregate: With what it has just emitted.
-            since: Version of the last snapshot, 0 if there is none.
+        Raises:
+            InvalidMessageError: its state would not survive JSON.
         """
         every = snapshot_every(type(aggregate))
         version = aggregate.stream_version + len(aggregate.uncommitted_events)
-        if every is None or version - since < every:
+        if every is None or version - snapshot_version(aggregate) < every:
             return None
+        lost = undeclared(aggregate)
+        if lost:
+            raise InvalidMessageError(type(aggregate), f"{', '.join(lost)}: not annotated as a field, so not its state")
         definition, data = self._aggregates.encode(aggregate)
         return Snapshot(version, definition.version, data)
 
-    def _begin(self, aggregate_type: type[AggregateT], aggregate_id: Identity, snapshot: Snapshot | None) -> AggregateT:
+    def _replay(self, aggregate: Aggregate[Any], history: History) -> None:
+        number = aggregate.stream_version
+        try:
+            with applying(aggregate):
+                for stored in history.events:
+                    number = stored.stream_version
+                    for recorded in self._events.read(stored):
+                        aggregate.apply(recorded.event)
+                    advance(aggregate, number)
+        except Exception as exc:
+            exc.add_note(f"This was event {number} of {stream_of(type(aggregate), aggregate.id)}.")
+            raise
+
+    def _state(
+        self, aggregate_type: type[AggregateT], aggregate_id: Identity, snapshot: Snapshot | None
+    ) -> AggregateT | None:
+        """The state in a snapshot; ``None``: there is none, or it cannot be read."""
         if snapshot is None:
-            made: AggregateT = enter(aggregate_type(), aggregate_id, 0)
-            return made
-        name = declaration(aggregate_type).name
-        state = self._aggregates.decode(name, snapshot.version, snapshot.data)
-        upgraded: AggregateT = enter(state, aggregate_id, snapshot.stream_version)
-        return upgraded
+            return None
+        stream, reason = stream_of(aggregate_type, aggregate_id), f"no upgrader leads to {aggregate_type.__qualname__}"
+        try:
+            state = self._aggregates.decode(stream.aggregate_name, snapshot.version, snapshot.data)
+            if isinstance(state, aggregate_type):
+                return state
+        except (UnknownDefinitionError, UndecodableMessageError) as exc:
+            reason = str(exc)
+        _log_unreadable(stream, snapshot, reason)
+        return None
+
+
+def _log_unreadable(stream: StreamId, snapshot: Snapshot, reason: str) -> None:
+    about = {"stream": str(stream), "version": snapshot.version, "reason": reason}
+    log.warning("snapshot.unreadable", extra=about)

@@ -49,12 +49,14 @@ class CommandBus:
 
         Raises:
             NoCommandHandlerError: nobody handles commands of this type.
+            InvalidMessageError: a field would not survive JSON.
             DomainError: the handler refused.
             DuplicateOperationError: a command with this source id was done before; it has the result.
             OptimisticConcurrencyError: others got in between every time, six times.
             CommitUnknownError: the connection broke and it cannot be told; publishing it again is safe.
         """
-        unit = self._new_unit(Causation(_checked(command).source_id, command.source_id), connection=connection)
+        self._handlers.find(type(_checked(command))).check(command)
+        unit = self._new_unit(Causation(command.source_id, command.source_id), connection=connection)
         return await self._execute(command, unit)
 
     async def handle(self, command: AnyCommand[R], unit: UnitOfWork) -> R:
@@ -64,6 +66,7 @@ class CommandBus:
     async def preview(self, command: AnyCommand[Any]) -> tuple[Event, ...]:
         """The events that the command would have now; its handler runs, and nothing is written."""
         handler = self._handlers.find(type(_checked(command)))
+        handler.check(command)
         unit = self._new_unit(Causation(command.source_id, command.source_id))
         try:
             return await self._execution.preview(command, handler, unit)

@@ -4,12 +4,13 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from eventflow.commands.command import Command, aggregate_id_of
+from eventflow.commands.command import AnyCommand, is_command
 from eventflow.commands.unit_of_work import UnitOfWork
 from eventflow.errors import InvalidScheduleError
-from eventflow.ids import Identity, JobId, SourceId
+from eventflow.eventstore import Deadline, StreamId
+from eventflow.ids import JobId, SourceId
 from eventflow.messages import Message
-from eventflow.scheduling import ScheduleOptions
+from eventflow.scheduling import ScheduleOptions, check_text
 from eventflow.services import ServiceScope
 
 
@@ -25,14 +26,14 @@ class CommandContext:
     """
 
     def __init__(
-        self, *, services: ServiceScope, source_id: SourceId, unit: UnitOfWork, aggregate_id: Identity | None = None
+        self, *, services: ServiceScope, source_id: SourceId, unit: UnitOfWork, stream: StreamId | None = None
     ) -> None:
         self.services = services
         self.source_id = source_id
         self.correlation_id = unit.cause.correlation_id
         self.deadlines: dict[str, JobId | None] = {}
         self._unit = unit
-        self._aggregate_id = aggregate_id
+        self._stream = stream
 
     def schedule(self, message: Message, **options: Unpack[ScheduleOptions]) -> JobId:
         """
@@ -42,31 +43,31 @@ class CommandContext:
         """
         return self._unit.schedule(message, **options)
 
-    def schedule_deadline(self, name: str, command: Command[Any, Any], **options: Unpack[ScheduleOptions]) -> JobId:
+    def schedule_deadline(self, name: str, command: AnyCommand[Any], **options: Unpack[ScheduleOptions]) -> JobId:
         """
-        Publish a command to this aggregate later, unless the deadline is cancelled or set anew before.
+        Publish a command later, unless this aggregate's deadline is cancelled or set anew before.
 
         It comes about with the events of this command, or not at all. Setting a deadline of the same name replaces
         it, even one that is already due: whichever is committed first wins.
 
         Args:
             name: Tells the deadlines of one aggregate apart; 1 to 100 characters.
-            command: For this aggregate.
+            command: For this aggregate or any other.
             **options: ``delay=`` or ``at=``, and the other options of ``app.jobs.schedule``.
 
         Raises:
-            InvalidScheduleError: the command is for another aggregate, or an option makes no sense.
+            InvalidScheduleError: the handler takes no aggregate, it is no command, or an option makes no sense.
         """
-        self._check_deadline(name)
-        if aggregate_id_of(command) != self._aggregate_id:
-            raise InvalidScheduleError(f"deadline {name!r}: {command!r} is not for {self._aggregate_id!r}")
-        self.deadlines[name] = job_id = self._unit.schedule(command, deadline=name, **options)
+        if not is_command(command):
+            raise InvalidScheduleError(f"deadline {name!r}: only a command can be published then, not {command!r}")
+        job_id = self._unit.schedule(command, deadline=self._deadline(name), **options)
+        self._set_deadline(name, job_id)
         return job_id
 
     def cancel_deadline(self, name: str) -> None:
         """Keep a deadline of this aggregate from coming about; nothing happens if there is none."""
-        self._check_deadline(name)
-        self.deadlines[name] = None
+        self._deadline(name)
+        self._set_deadline(name, None)
 
     async def transaction(self) -> Any:
         """
@@ -80,8 +81,15 @@ class CommandContext:
         """
         return await self._unit.transaction()
 
-    def _check_deadline(self, name: str) -> None:
-        if self._aggregate_id is None:
-            raise InvalidScheduleError("a deadline belongs to an aggregate; this command has none")
-        if not 1 <= len(name) <= 100:
-            raise InvalidScheduleError(f"deadline {name!r}: 1 to 100 characters")
+    def _set_deadline(self, name: str, job_id: JobId | None) -> None:
+        before = self.deadlines.get(name)
+        if before is not None:  # set in this very run: its job need not come to be
+            self._unit.unschedule(before)
+        self.deadlines[name] = job_id
+
+    def _deadline(self, name: str) -> Deadline:
+        if self._stream is None:
+            raise InvalidScheduleError(
+                f"deadline {name!r}: a deadline belongs to an aggregate, and this handler takes none"
+            )
+        return Deadline(self._stream, check_text("deadline", name, 100))

@@ -1,7 +1,7 @@
 """Runs a command's handler on its aggregate: load, handle, commit; again if others got in between."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -16,15 +16,16 @@ from eventflow.commands.turns import Turns
 from eventflow.commands.unit_of_work import UnitOfWork
 from eventflow.errors import (
     DuplicateOperationError,
+    EventFlowError,
     InvalidMessageError,
     OptimisticConcurrencyError,
     UndecodableMessageError,
 )
 from eventflow.eventstore import Changes, Event, EventMetadata, History, Receipt, ReceiptKey, Snapshot, StreamId
 from eventflow.failpoints import failpoint
-from eventflow.ids import Identity, JobId
+from eventflow.ids import Identity
 from eventflow.messages import declaration
-from eventflow.services import Services
+from eventflow.services import Services, ServiceScope
 
 log = logging.getLogger("eventflow.commands")
 
@@ -51,13 +52,67 @@ class _Operation(msgspec.Struct, frozen=True):
     receipt: ReceiptKey
 
 
-class _Run(msgspec.Struct, frozen=True):
-    """What came of one run of the handler, not written yet."""
+class _Run:
+    """
+    One run of the handler, with the middleware around it; nothing of it is written yet.
 
-    result: Any
-    aggregate: Aggregate[Any] | None
-    deadlines: Mapping[str, JobId | None]
-    snapshot: Snapshot | None
+    Attributes:
+        aggregate: With what the handler has emitted; ``None``: the handler takes none, or has failed.
+        result: Of the outermost middleware.
+    """
+
+    def __init__(
+        self,
+        operation: _Operation,
+        load: Callable[[_Operation], Awaitable[Aggregate[Any] | None]],
+        middleware: Sequence[CommandMiddleware],
+        services: ServiceScope,
+    ) -> None:
+        self.aggregate: Aggregate[Any] | None = None
+        self.result: Any = None
+        self.context = CommandContext(
+            services=services,
+            source_id=operation.command.source_id,
+            unit=operation.unit,
+            stream=operation.stream,
+        )
+        self._operation = operation
+        self._load = load
+        self._middleware = middleware
+        self._is_loaded = False
+
+    async def run(self) -> None:
+        """Load the aggregate and run everything on it."""
+        await self._load_aggregate()
+        failpoint("command.loaded")
+        self.result = await self._through(0, self._operation.command)
+
+    async def _through(self, position: int, command: AnyCommand[Any]) -> Any:  # Any: of whatever command it is
+        if position == len(self._middleware):
+            return await self._handle(command)
+
+        def call_next(passed_on: AnyCommand[Any]) -> Awaitable[Any]:
+            return self._through(position + 1, passed_on)
+
+        return await self._middleware[position](command, self.context, call_next)
+
+    async def _handle(self, command: AnyCommand[Any]) -> Any:  # Any: as above
+        handler = self._operation.handler
+        if not self._is_loaded:  # middleware has it tried again
+            await self._load_aggregate()
+        try:
+            if self.aggregate is None:
+                return await handler(command, self.context)
+            return await handler(self.aggregate, command, self.context)
+        except Exception:  # middleware may answer for it, and then nothing of a failed handler is written
+            self.aggregate, self._is_loaded = None, False
+            self.context.deadlines.clear()
+            await self._operation.unit.begin()
+            raise
+
+    async def _load_aggregate(self) -> None:
+        self.aggregate = await self._load(self._operation)
+        self._is_loaded = True
 
 
 class CommandExecution:
@@ -106,7 +161,7 @@ class CommandExecution:
                 run = await self._run(operation)
                 try:
                     failpoint("command.handled")
-                    await unit.commit(_changes(operation, run))
+                    await unit.commit(_changes(operation, run, self._snapshot_of(run)))
                     failpoint("command.committed")
                 except OptimisticConcurrencyError:
                     if tried == MOST_TRIES:
@@ -127,59 +182,46 @@ class CommandExecution:
         return () if run.aggregate is None else run.aggregate.uncommitted_events
 
     async def _run(self, operation: _Operation) -> _Run:
-        aggregate, snapshot_at = await self._load(operation)
-        failpoint("command.loaded")
         async with self._services.scope() as services:
-            context = CommandContext(
-                services=services,
-                source_id=operation.command.source_id,
-                unit=operation.unit,
-                aggregate_id=operation.aggregate_id if aggregate is not None else None,
-            )
-            result = await self._through(0, operation.handler, aggregate, operation.command, context)
-        snapshot = None if aggregate is None else self._repository.snapshot_of(aggregate, since=snapshot_at)
-        return _Run(result, aggregate, context.deadlines, snapshot)
+            run = _Run(operation, self._load, self._middleware, services)
+            try:
+                await run.run()
+            except DuplicateOperationError as exc:
+                own = operation.receipt.duplicate()
+                if (exc.source_id, exc.scope) == (own.source_id, own.scope):
+                    raise
+                # Of another command, that the handler published. Passed on, it would say that this one was done.
+                raise EventFlowError(f"{operation.handler.name} did not catch: {exc}") from exc
+        return run
 
-    async def _load(self, operation: _Operation) -> tuple[Aggregate[Any] | None, int]:
-        """The aggregate, and the version of its snapshot, 0 if there is none."""
-        aggregate_type = operation.handler.aggregate_type
-        if aggregate_type is None or operation.aggregate_id is None:
-            _raise_if_done(operation, await operation.unit.look(None, operation.receipt, None))
-            return None, 0
-        readable = self._repository.snapshot_version(aggregate_type)
-        history = await operation.unit.look(operation.stream, operation.receipt, readable)
-        _raise_if_done(operation, history)
-        aggregate = self._repository.rebuild(aggregate_type, operation.aggregate_id, history)
-        return aggregate, history.snapshot.stream_version if history.snapshot else 0
+    def _snapshot_of(self, run: _Run) -> Snapshot | None:
+        return None if run.aggregate is None else self._repository.snapshot_of(run.aggregate)
 
-    async def _through(
-        self,
-        position: int,
-        handler: CommandHandler,
-        aggregate: Aggregate[Any] | None,
-        command: AnyCommand[Any],
-        context: CommandContext,
-    ) -> Any:  # Any: the result of whatever command it is
-        if position == len(self._middleware):
-            return await (handler(command, context) if aggregate is None else handler(aggregate, command, context))
+    async def _load(self, operation: _Operation) -> Aggregate[Any] | None:
+        async def look(snapshot_version: int | None) -> History:
+            history = await operation.unit.look(operation.stream, operation.receipt, snapshot_version)
+            _raise_if_done(operation, history)
+            return history
 
-        def call_next(passed_on: AnyCommand[Any]) -> Awaitable[Any]:
-            return self._through(position + 1, handler, aggregate, passed_on, context)
-
-        return await self._middleware[position](command, context, call_next)
+        if operation.handler.aggregate_type is None or operation.aggregate_id is None:
+            await look(None)
+            return None
+        return await self._repository.load_by(look, operation.handler.aggregate_type, operation.aggregate_id)
 
 
 def _operation(command: AnyCommand[Any], handler: CommandHandler, unit: UnitOfWork) -> _Operation:
     aggregate_id = aggregate_id_of(command)
     stream = None
-    if handler.aggregate_type is not None and aggregate_id is not None:
+    if handler.aggregate_type is not None:
+        if aggregate_id is None:  # fields are not checked when a command is made
+            raise InvalidMessageError(type(command), "aggregate_id: it is no Identity")
         stream = stream_of(handler.aggregate_type, aggregate_id)
     scope = stream.aggregate_name if stream is not None else declaration(type(command)).name
     receipt = ReceiptKey(scope, str.__str__(aggregate_id or ""), str.__str__(command.source_id))
     return _Operation(command, handler, unit, aggregate_id, stream, receipt)
 
 
-def _changes(operation: _Operation, run: _Run) -> Changes:
+def _changes(operation: _Operation, run: _Run, snapshot: Snapshot | None) -> Changes:
     unit, aggregate = operation.unit, run.aggregate
     return Changes(
         metadata=EventMetadata(
@@ -194,9 +236,9 @@ def _changes(operation: _Operation, run: _Run) -> Changes:
         expected_version=0 if aggregate is None else aggregate.stream_version,
         events=() if aggregate is None else emitted(aggregate),
         receipt=Receipt(operation.receipt, _stored_result(operation, run.result)),
-        deadlines=run.deadlines,
+        deadlines=run.context.deadlines,
         fires=unit.deadline,
-        snapshot=run.snapshot,
+        snapshot=snapshot,
     )
 
 
@@ -205,7 +247,7 @@ def _stored_result(operation: _Operation, result: Any) -> bytes:
         return operation.handler.result.encode(result)
     except InvalidMessageError as exc:
         raise InvalidMessageError(
-            type(operation.command), f"{operation.handler.name} returned {result!r}: {exc}"
+            type(operation.command), f"{operation.handler.name} returned {result!r}: {exc.reason}"
         ) from exc
 
 

@@ -56,6 +56,11 @@ class CommandHandler:
                 f"declares {_shown(declared)}"
             )
         self.result: Codec[Any] = Codec(declared)
+        self._command = Codec(self.command_type)
+
+    def check(self, command: AnyCommand[Any]) -> None:
+        """Refuse a command that would not survive JSON; nothing checks its fields when it is made."""
+        self._command.encode(command)
 
     async def __call__(self, *arguments: Any) -> Any:
         """Run it; a plain function runs in a thread, which is waited for even when cancelled."""

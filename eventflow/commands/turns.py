@@ -19,30 +19,34 @@ class Turns:
     """
     One command at a time for each stream, first come, first served.
 
-    A handler that publishes to its own aggregate does not wait for itself: the one inside goes first.
+    Who has a turn waits for no other one: a handler that publishes to its own aggregate would wait for itself, and two
+    that publish to each other's for ever. Such commands go first, and the store finds their conflicts.
     """
 
     def __init__(self) -> None:
         self._turns: dict[StreamId, _Turn] = {}
-        self._mine: ContextVar[frozenset[StreamId]] = ContextVar("eventflow_turns", default=frozenset())
+        self._has_one: ContextVar[bool] = ContextVar("eventflow_has_turn", default=False)
 
     @asynccontextmanager
     async def turn(self, stream: StreamId | None) -> AsyncGenerator[None]:
         """Wait for the stream's turn, and have it until the end of the block."""
-        mine = self._mine.get()
-        if stream is None or stream in mine:
+        if stream is None or self._has_one.get():
             yield
             return
         turn = self._turns.setdefault(stream, _Turn())
         turn.wanted_by += 1
         try:
             async with turn.lock:
-                token = self._mine.set(mine | {stream})
+                token = self._has_one.set(True)
                 try:
                     yield
                 finally:
-                    self._mine.reset(token)
+                    self._has_one.reset(token)
         finally:
             turn.wanted_by -= 1
             if not turn.wanted_by:
                 del self._turns[stream]
+
+    def __len__(self) -> int:
+        """Streams that somebody has or waits for."""
+        return len(self._turns)

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import msgspec
 from typing_extensions import Unpack
 
-from eventflow.eventstore import Changes, History, ReceiptKey, StreamId
+from eventflow.eventstore import Changes, Deadline, History, ReceiptKey, StreamId
 from eventflow.ids import JobId
 from eventflow.messages import Message
 from eventflow.scheduling import ScheduleOptions
@@ -33,15 +33,21 @@ class UnitOfWork(Protocol):
     Attributes:
         cause: The command or job whose run it is.
         job_id: The job; ``None``: a direct caller publishes.
-        deadline: Name of the deadline that the job is; ``None``: it is none.
+        deadline: The deadline that the job is; ``None``: it is none.
     """
 
     cause: Causation
     job_id: JobId | None
-    deadline: str | None
+    deadline: Deadline | None
 
-    def schedule(self, message: Message, *, deadline: str | None = None, **options: Unpack[ScheduleOptions]) -> JobId:
+    def schedule(
+        self, message: Message, *, deadline: Deadline | None = None, **options: Unpack[ScheduleOptions]
+    ) -> JobId:
         """Check and encode a job or command at once; nothing is written yet. Raises what ``schedule`` raises."""
+        ...
+
+    def unschedule(self, job_id: JobId) -> None:
+        """Forget what was scheduled under this id."""
         ...
 
     async def begin(self) -> None:

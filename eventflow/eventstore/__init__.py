@@ -1,6 +1,6 @@
 """Events and their streams: definitions, the store's protocol, and a store in memory."""
 
-from eventflow.eventstore.changes import Changes, History, Receipt, ReceiptKey, Snapshot, Step
+from eventflow.eventstore.changes import Changes, Deadline, History, Receipt, ReceiptKey, Snapshot, Step
 from eventflow.eventstore.definitions import EventDefinitions, reads_event
 from eventflow.eventstore.events import (
     Event,
@@ -17,6 +17,7 @@ from eventflow.eventstore.store import EventStore, Page
 
 __all__ = [
     "Changes",
+    "Deadline",
     "Event",
     "EventDefinitions",
     "EventId",

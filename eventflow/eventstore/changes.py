@@ -69,6 +69,17 @@ class Step(msgspec.Struct, frozen=True):
     following: JobId | None
 
 
+class Deadline(msgspec.Struct, frozen=True):
+    """
+    Names a deadline: its aggregate's stream, and its name there.
+
+    What is published when it comes may be a command for any aggregate.
+    """
+
+    stream: StreamId
+    name: str
+
+
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """
     Everything that one command changes in one stream, or in none: all of it is written, or nothing.
@@ -80,7 +91,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
         events: In order; the first gets version ``expected_version + 1``.
         receipt: Refused if there is one for the same operation already.
         deadlines: By name the job that is due then, which replaces the one before; ``None``: there is none any more.
-        fires: Name of the deadline that this is: refused if it was replaced or cancelled meanwhile.
+        fires: The deadline that this is: refused if it was replaced or cancelled meanwhile.
         snapshot: Of the stream, with these events.
         step: Of a subscriber, in its line.
     """
@@ -91,7 +102,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[NewEvent, ...] = ()
     receipt: Receipt | None = None
     deadlines: Mapping[str, JobId | None] = {}
-    fires: str | None = None
+    fires: Deadline | None = None
     snapshot: Snapshot | None = None
     step: Step | None = None
 

@@ -1,14 +1,61 @@
 """Which events a program can read and write."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from inspect import iscoroutinefunction
+from types import UnionType
+from typing import Any, Union, cast, get_args, get_origin
+
+import msgspec
 
 from eventflow.definitions import Definitions, annotations_of, describe
 from eventflow.errors import DefinitionError, InvalidHandlerError, UndecodableMessageError, UnknownEventDefinitionError
 from eventflow.eventstore.events import Event, RecordedEvent, StoredEvent
 from eventflow.serialization import text_of
 
-EventUpgrader = Callable[[Any], Event | Sequence[Event] | None]  # Any: its own source type
+EventUpgrader = Callable[[Any], Event | Iterable[Event] | None]  # Any: its own source type
+
+
+class Upgrade(msgspec.Struct, frozen=True):
+    """
+    An upgrader of events, and what its annotations say.
+
+    Attributes:
+        single: What it may return as one event.
+        several: What it may return several of.
+        drops: It may return ``None``: the event is left out.
+    """
+
+    function: EventUpgrader
+    source: type[Event]
+    single: tuple[type[Event], ...]
+    several: tuple[type[Event], ...]
+    drops: bool
+
+    @property
+    def targets(self) -> tuple[type[Event], ...]:
+        """Every type that it may lead to."""
+        return tuple(dict.fromkeys((*self.single, *self.several)))
+
+    def __call__(self, event: Event) -> list[Event]:
+        """
+        What the event is read as.
+
+        Raises:
+            UndecodableMessageError: the function fails, or returns what its annotation does not say.
+        """
+        name = self.function.__qualname__
+        try:
+            returned = self.function(event)
+            is_several = bool(self.several) and isinstance(returned, Iterable)
+            results = list(cast("Iterable[Event]", returned)) if is_several else [cast("Event", returned)]
+        except Exception as exc:
+            raise UndecodableMessageError("", 0, f"{name} failed: {text_of(exc, repr)}") from exc
+        if returned is None and self.drops:
+            return []
+        for result in results:
+            if type(result) not in (self.several if is_several else self.single):
+                raise UndecodableMessageError("", 0, f"{name} returned {_shown(returned, result)}")
+        return results
 
 
 class EventDefinitions(Definitions[Event]):
@@ -16,19 +63,24 @@ class EventDefinitions(Definitions[Event]):
     The events. What was stored as one event may be read as several, or as none.
 
     An upgrader is ``(old: OrderPlacedV1) -> OrderPlaced``, ``-> list[ItemAdded]``, ``-> tuple[A, B]``, or with
-    ``None`` among what it returns. Every type it may return is read from its annotation.
+    ``None`` among what it returns. Every type it may return is read from its annotation. It runs whenever such an
+    event is read, so it asks nobody and returns the same each time.
     """
 
     def __init__(self) -> None:
         super().__init__(Event, UnknownEventDefinitionError)
-        self._splits: dict[type[Event], tuple[EventUpgrader, tuple[type[Event], ...]]] = {}
+        self._upgrades: dict[type[Event], Upgrade] = {}
 
     def add_upgrader(self, upgrade: EventUpgrader) -> None:
-        source, targets = event_upgrader_types(upgrade)
-        for event_type in (source, *targets):
+        added = upgrade_of(upgrade)
+        for event_type in (added.source, *added.targets):
             self.add(event_type)
-        if self._splits.setdefault(source, (upgrade, targets))[0] is not upgrade:
-            raise DefinitionError(f"{source.__qualname__} has two upgraders; chain them instead")
+        present = self._upgrades.setdefault(added.source, added)
+        if present.function is not upgrade:
+            raise DefinitionError(
+                f"{added.source.__qualname__} has two upgraders, {describe(present.function)} and {describe(upgrade)}; "
+                "chain them instead"
+            )
 
     def read(self, stored: StoredEvent) -> Iterator[RecordedEvent[Event]]:
         """
@@ -47,30 +99,23 @@ class EventDefinitions(Definitions[Event]):
 
     def results(self, event_type: type[Event]) -> set[type[Event]]:
         """The types that events stored as this one are read as."""
-        if event_type not in self._splits:
+        if event_type not in self._upgrades:
             return {event_type}
-        return {result for target in self._splits[event_type][1] for result in self.results(target)}
+        return {result for target in self._upgrades[event_type].targets for result in self.results(target)}
 
     def _upgraded(self, event: Event) -> Iterator[Event]:
-        if type(event) not in self._splits:
+        upgrade = self._upgrades.get(type(event))
+        if upgrade is None:
             yield event
-            return
-        upgrade, targets = self._splits[type(event)]
-        try:
-            returned = upgrade(event)
-        except Exception as exc:
-            raise UndecodableMessageError("", 0, f"{upgrade.__qualname__} failed: {text_of(exc, repr)}") from exc
-        results = () if returned is None else (returned,) if isinstance(returned, Event) else returned
-        for result in results:
-            if type(result) not in targets:
-                raise UndecodableMessageError("", 0, f"{upgrade.__qualname__} returned {type(result).__qualname__}")
-            yield from self._upgraded(result)
+        else:
+            for result in upgrade(event):
+                yield from self._upgraded(result)
 
     def _check_upgrades(self, message_type: type[Event]) -> None:
         self._check_circles([message_type])
 
     def _check_circles(self, way: list[type[Event]]) -> None:
-        for following in self._splits[way[-1]][1] if way[-1] in self._splits else ():
+        for following in self._upgrades[way[-1]].targets if way[-1] in self._upgrades else ():
             if following in way:
                 raise DefinitionError(
                     f"upgraders go in a circle: {' → '.join(t.__qualname__ for t in (*way, following))}"
@@ -85,24 +130,46 @@ def reads_event(upgrade: Callable[..., Any]) -> bool:
     return any(_is_event(hint) for hint in hints.values())
 
 
-def event_upgrader_types(upgrade: Callable[[Any], Any]) -> tuple[type[Event], tuple[type[Event], ...]]:
-    """The type that an upgrader of events reads, and those it may return, from its annotations."""
-    hints = annotations_of(upgrade)
+def upgrade_of(function: EventUpgrader) -> Upgrade:
+    """
+    An upgrader of events, by its annotations.
+
+    Raises:
+        InvalidHandlerError: they are not of an upgrader, or it is async.
+    """
+    hints = annotations_of(function)
     returned = hints.pop("return", None)
     source = next(iter(hints.values()), None)
-    targets = tuple(dict.fromkeys(_event_types(returned)))
-    is_drop = returned is type(None)
-    if len(hints) != 1 or not _is_event(source) or not (targets or is_drop):
-        raise InvalidHandlerError(f"{describe(upgrade)} must be annotated as (old: OldEvent) -> NewEvent")
-    return cast("type[Event]", source), targets
+    members = _members(returned)
+    single = tuple(member for member in members if _is_event(member))
+    several = tuple(t for member in members if _is_iterable(member) for a in get_args(member) for t in _members(a))
+    several = tuple(event_type for event_type in several if event_type is not Ellipsis)
+    drops = type(None) in members
+    fits = all(_is_event(m) or m is type(None) or _is_iterable(m) for m in members) and all(map(_is_event, several))
+    if len(hints) != 1 or not _is_event(source) or not fits or not (single or several or drops):
+        raise InvalidHandlerError(
+            f"{describe(function)} must be annotated as (old: OldEvent) -> NewEvent, or -> list[NewEvent] for several, "
+            "or -> NewEvent | None for one or none"
+        )
+    if iscoroutinefunction(function):
+        raise InvalidHandlerError(f"{describe(function)} must not be async: it runs whenever such an event is read")
+    return Upgrade(function, cast("type[Event]", source), single, several, drops)
 
 
-def _event_types(annotation: Any) -> Iterator[type[Event]]:  # Any: whatever annotation stands there
-    if _is_event(annotation):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _event_types(argument)
+def _members(annotation: Any) -> list[Any]:  # Any: whatever annotation stands there
+    return list(get_args(annotation)) if get_origin(annotation) in (Union, UnionType) else [annotation]
+
+
+def _is_iterable(annotation: object) -> bool:
+    origin = get_origin(annotation)
+    return isinstance(origin, type) and issubclass(origin, Iterable) and not issubclass(origin, Mapping)
 
 
 def _is_event(candidate: object) -> bool:
     return isinstance(candidate, type) and issubclass(candidate, Event)
+
+
+def _shown(returned: object, result: object) -> str:
+    if returned is result:
+        return "None" if result is None else type(result).__qualname__
+    return f"{type(result).__qualname__} among its events"

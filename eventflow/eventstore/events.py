@@ -62,14 +62,14 @@ class EventId(Identity, prefix="event"):
         """
         The id of the event that is, or will be, at this version of this stream.
 
-        As EventFlow (.NET) computes it, if the aggregate's id carries the aggregate's name; else the name goes in
-        too, so that two streams of one id have no event in common.
+        As EventFlow (.NET) computes it, if the aggregate's id is its name and a UUID; else the name goes in too, so
+        that two streams of one id have no event in common.
 
         >>> EventId.at(StreamId("Thingy", "thingy-4b1e7b48-18f1-4215-91d9-903cffdab3d8"), 1)
         EventId('event-d3672a21-317c-577e-a5c1-d2aa554a348c')
         """
         owner = stream.aggregate_id
-        if not owner.startswith(f"{stream.aggregate_name.lower()}-"):
+        if owner[:-36] != f"{stream.aggregate_name.lower()}-":
             owner = f"{stream.aggregate_name}:{owner}"
         return cls.of(str(deterministic_uuid(EVENTS_NAMESPACE, f"{owner}-v{stream_version}".encode())))
 

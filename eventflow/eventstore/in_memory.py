@@ -4,8 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from eventflow.clock import Clock
-from eventflow.errors import DeadlinePassedError, EventFlowError, OptimisticConcurrencyError
-from eventflow.eventstore.changes import Changes, History, ReceiptKey, Snapshot
+from eventflow.errors import (
+    DeadlinePassedError,
+    EventFlowError,
+    ForeignCursorError,
+    InvalidCursorError,
+    OptimisticConcurrencyError,
+)
+from eventflow.eventstore.changes import Changes, Deadline, History, ReceiptKey, Snapshot
 from eventflow.eventstore.events import StoredEvent, StreamId
 from eventflow.eventstore.store import Page
 from eventflow.ids import JobId
@@ -25,7 +31,7 @@ class InMemoryEventStore:
         self._streams: dict[StreamId, list[StoredEvent]] = {}
         self._receipts: dict[ReceiptKey, bytes] = {}
         self._snapshots: dict[StreamId, Snapshot] = {}
-        self._deadlines: dict[tuple[StreamId, str], JobId] = {}
+        self._deadlines: dict[Deadline, JobId] = {}
 
     async def load(
         self, stream: StreamId, *, after: int = 0, limit: int | None = None, connection: Any = None
@@ -71,37 +77,41 @@ class InMemoryEventStore:
         self._check(changes, job_id)
         if changes.receipt is not None:
             self._receipts[changes.receipt.key] = changes.receipt.result
+        if changes.fires is not None:
+            del self._deadlines[changes.fires]
         if changes.stream is None:
             return []
         self._add_events(changes, changes.stream)
         if changes.snapshot is not None:
             self._snapshots[changes.stream] = changes.snapshot
-        if changes.fires is not None:
-            del self._deadlines[changes.stream, changes.fires]
         replaced: list[JobId] = []
         for name, new in changes.deadlines.items():
-            before = self._deadlines.pop((changes.stream, name), None)
+            deadline = Deadline(changes.stream, name)
+            before = self._deadlines.pop(deadline, None)
             if before is not None:
                 replaced.append(before)
             if new is not None:
-                self._deadlines[changes.stream, name] = new
+                self._deadlines[deadline] = new
         return replaced
 
     async def read_all(self, cursor: str = "", *, limit: int = 1000) -> Page:
-        start = int(cursor or 0)
+        if limit < 1:
+            raise ValueError(f"a page has at least one event, not {limit}")
+        start = _start(cursor)
+        if start > len(self._all):
+            raise ForeignCursorError(start, len(self._all))
         events = self._all[start : start + limit]
         return Page(events, str(start + len(events)), is_last=start + len(events) == len(self._all))
 
     def _check(self, changes: Changes, job_id: JobId | None) -> None:
         stream, receipt = changes.stream, changes.receipt
+        if stream is not None and changes.events and len(self._streams.get(stream, ())) != changes.expected_version:
+            raise OptimisticConcurrencyError(stream, changes.expected_version)
+        fires = changes.fires
+        if fires is not None and (job_id is None or self._deadlines.get(fires) != job_id):
+            raise DeadlinePassedError(fires.stream, fires.name)
         if receipt is not None and receipt.key in self._receipts:
             raise receipt.key.duplicate()
-        if stream is None:
-            return
-        if changes.events and len(self._streams.get(stream, ())) != changes.expected_version:
-            raise OptimisticConcurrencyError(stream, changes.expected_version)
-        if changes.fires is not None and self._deadlines.get((stream, changes.fires)) != job_id:
-            raise DeadlinePassedError(stream, changes.fires)
 
     def _add_events(self, changes: Changes, stream: StreamId) -> None:
         present = self._streams.setdefault(stream, [])
@@ -119,6 +129,12 @@ class InMemoryEventStore:
             )
             present.append(event)
             self._all.append(event)
+
+
+def _start(cursor: str) -> int:
+    if cursor and not (cursor.isascii() and cursor.isdecimal()):
+        raise InvalidCursorError(cursor)
+    return int(cursor or 0)
 
 
 def refuse_connection(connection: object) -> None:

@@ -14,9 +14,9 @@ class Page(msgspec.Struct, frozen=True):
     Some of all events, and where to go on.
 
     Attributes:
-        events: Each stream's in order; none is shown twice from page to page.
-        cursor: Opaque text; reading after it shows what was committed since.
-        is_last: Nothing more was committed when this was read.
+        events: Each stream's in order; none is shown twice from page to page. Only a last page is empty.
+        cursor: Opaque text, to go on from.
+        is_last: Nothing more was committed when this was read; reading after its cursor shows what was since.
     """
 
     events: Sequence[StoredEvent]
@@ -76,7 +76,14 @@ class EventStore(Protocol):
         commits late comes late, and holds nothing up. Between streams there is no order.
 
         Args:
-            cursor: Of the page before; ``""``: from the beginning.
-            limit: Most events of a page.
+            cursor: Of the page before; ``""``: from the beginning. Who keeps it for long keeps it beside the events:
+                a crash or failover that sets the store back must set it back too.
+            limit: Most events of a page; from 1.
+
+        Raises:
+            InvalidCursorError: the text is no cursor.
+            ForeignCursorError: the cursor lies in this store's future; it comes from another.
+            ForeignEventsError: the events were copied here from another store, so that their order is lost.
+            DatabaseUnavailableError: the database cannot be reached, or is a standby.
         """
         ...

@@ -7,6 +7,7 @@ from typing_extensions import Unpack
 from eventflow.clock import to_microseconds
 from eventflow.commands import Causation, aggregate_id_of, is_command
 from eventflow.errors import InvalidScheduleError
+from eventflow.eventstore import Deadline
 from eventflow.ids import JobId
 from eventflow.jobs.definitions import JobDefinitions
 from eventflow.jobs.headers import Headers
@@ -38,7 +39,7 @@ class JobEncoder:
         message: Message,
         cause: Causation | None = None,
         *,
-        deadline: str | None = None,
+        deadline: Deadline | None = None,
         job_id: JobId | None = None,
         **options: Unpack[ScheduleOptions],
     ) -> NewJob:
@@ -48,7 +49,7 @@ class JobEncoder:
         Args:
             message: The job or command.
             cause: What it follows from; ``None``: a story begins with it.
-            deadline: Name of the deadline that it is.
+            deadline: The deadline that it is.
             job_id: Its identity, if it has one already.
             **options: See :class:`~eventflow.scheduling.ScheduleOptions`.
 

@@ -3,6 +3,7 @@
 import msgspec
 
 from eventflow.commands import Causation
+from eventflow.eventstore import Deadline
 from eventflow.jobs.records import ClaimedJob
 
 
@@ -14,16 +15,16 @@ class Headers(msgspec.Struct, frozen=True, omit_defaults=True):
         correlation_id: Shared by everything that follows from one first command or job.
         causation_id: What it was scheduled by.
         traceparent: W3C trace context of who scheduled it.
-        deadline: Name of the deadline that it is.
+        deadline: The deadline that it is.
     """
 
     correlation_id: str | None = None
     causation_id: str | None = None
     traceparent: str | None = None
-    deadline: str | None = None
+    deadline: Deadline | None = None
 
     @classmethod
-    def of(cls, cause: Causation, deadline: str | None) -> "Headers":
+    def of(cls, cause: Causation, deadline: Deadline | None) -> "Headers":
         """The headers of a job with this cause."""
         return cls(cause.correlation_id, cause.causation_id, cause.traceparent, deadline)
 

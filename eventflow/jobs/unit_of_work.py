@@ -8,8 +8,8 @@ import anyio
 from typing_extensions import Unpack
 
 from eventflow.commands import Causation
-from eventflow.errors import CommitUnknownError, EventFlowError
-from eventflow.eventstore import Changes, EventMetadata, EventStore, History, ReceiptKey, StreamId
+from eventflow.errors import CommitUnknownError, EventFlowError, OptimisticConcurrencyError
+from eventflow.eventstore import Changes, Deadline, EventMetadata, EventStore, History, ReceiptKey, StreamId
 from eventflow.ids import JobId
 from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.records import Ending, NewJob
@@ -39,7 +39,8 @@ class Commits(Protocol):
 
         Raises:
             ClaimLostError, OptimisticConcurrencyError, DuplicateOperationError, DeadlinePassedError: nothing was
-                written.
+                written. A conflict that has the driver's error as its cause is one that the snapshot of the caller's
+                transaction does not show: that transaction has failed.
             DatabaseUnavailableError: nothing was written.
             CommitUnknownError: the connection broke and it cannot be told.
         """
@@ -80,7 +81,7 @@ class JobUnitOfWork:
         *,
         connection: Any = None,
         job_id: JobId | None = None,
-        deadline: str | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self.cause = cause
         self.job_id = job_id
@@ -93,17 +94,25 @@ class JobUnitOfWork:
         self._callers_connection = connection
         self._transaction: AbstractAsyncContextManager[Any] | None = None
         self._connection: Any = None
+        self._failed: OptimisticConcurrencyError | None = None
 
-    def schedule(self, message: Message, *, deadline: str | None = None, **options: Unpack[ScheduleOptions]) -> JobId:
+    def schedule(
+        self, message: Message, *, deadline: Deadline | None = None, **options: Unpack[ScheduleOptions]
+    ) -> JobId:
         job = self._units.encoder.encode(message, self.cause, deadline=deadline, **options)
         self.jobs.append(job)
         return job.id
+
+    def unschedule(self, job_id: JobId) -> None:
+        self.jobs[:] = [job for job in self.jobs if job.id != job_id]
 
     def add(self, job: NewJob) -> None:
         """Add a job that is encoded already."""
         self.jobs.append(job)
 
     async def begin(self) -> None:
+        if self._failed is not None:
+            raise self._failed
         self.jobs.clear()
         await self.close()
 
@@ -138,14 +147,13 @@ class JobUnitOfWork:
             await self._units.transactions.lock_line(await self.transaction(), subscriber, stream)
 
     async def commit(self, changes: Changes) -> None:
-        if self.before_commit is not None:
-            changes = await self.before_commit(changes)
-        jobs = [*self.jobs, *self._units.follow(changes)]
-        if self._transaction is None:
-            await self._write(changes, jobs, self._callers_connection)
-        else:
-            with anyio.CancelScope(shield=True):  # half a commit would be an unknown one; each step has its own limit
-                await self._commit_transaction(changes, jobs)
+        try:
+            await self._commit(changes)
+        except BaseException as exc:
+            self.jobs.clear()  # a job that finds its command done before succeeds, but without these
+            if self._callers_connection is not None and isinstance(exc, OptimisticConcurrencyError) and exc.__cause__:
+                self._failed = exc  # it would not be seen in the caller's transaction a second time either
+            raise
         self.is_committed = True
         if self._callers_connection is None:
             await self._units.committed(changes)
@@ -154,13 +162,28 @@ class JobUnitOfWork:
         if self._transaction is not None:
             await self._end(_Undone())
 
+    async def _commit(self, changes: Changes) -> None:
+        if self.before_commit is not None:
+            changes = await self.before_commit(changes)
+        jobs = [*self.jobs, *self._units.follow(changes)]
+        if self._transaction is None:
+            await self._write(changes, jobs, self._callers_connection)
+        else:
+            with anyio.CancelScope(shield=True):  # half a commit would be an unknown one; each step has its own limit
+                await self._commit_transaction(changes, jobs)
+
     async def _commit_transaction(self, changes: Changes, jobs: Sequence[NewJob]) -> None:
         try:
             await self._write(changes, jobs, self._connection)
         except BaseException as exc:
             await self._end(exc)
             raise
-        await self._end(None)
+        try:
+            await self._end(None)
+        except CommitUnknownError:
+            # A receipt would not show that the claim of a job has ended too: another may have done the same command.
+            if self.job_id is not None or not await self._units.was_written(changes):
+                raise
 
     async def _end(self, error: BaseException | None) -> None:
         transaction, self._transaction, self._connection = self._transaction, None, None
@@ -216,7 +239,7 @@ class UnitsOfWork:
         return JobUnitOfWork(self, cause, self._write, connection=connection)
 
     def of_job(
-        self, cause: Causation, job_id: JobId, write: Write | None, *, deadline: str | None = None
+        self, cause: Causation, job_id: JobId, write: Write | None, *, deadline: Deadline | None = None
     ) -> JobUnitOfWork:
         """Of one attempt of a job; *write* ends its claim too."""
         return JobUnitOfWork(self, cause, write or self._write, job_id=job_id, deadline=deadline)
@@ -226,13 +249,15 @@ class UnitsOfWork:
             with anyio.CancelScope(shield=True):
                 await self._commits.commit(changes, jobs, connection=connection)
         except CommitUnknownError:
-            if changes.receipt is None or not await self._was_written(changes.receipt.key):
+            if not await self.was_written(changes):
                 raise
 
-    async def _was_written(self, receipt: ReceiptKey) -> bool:
+    async def was_written(self, changes: Changes) -> bool:
         """Whether there is a receipt now, after a commit whose answer was lost; false if it cannot be told."""
+        if changes.receipt is None:
+            return False
         try:
-            return (await self.events.look(None, receipt)).result is not None
+            return (await self.events.look(None, changes.receipt.key)).result is not None
         except EventFlowError:
             return False
 

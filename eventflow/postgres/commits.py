@@ -13,7 +13,7 @@ from eventflow.errors import (
     DeadlinePassedError,
     OptimisticConcurrencyError,
 )
-from eventflow.eventstore import Changes, ReceiptKey, Step
+from eventflow.eventstore import Changes, Deadline, ReceiptKey, Step
 from eventflow.failpoints import failpoint
 from eventflow.jobs import Ending, NewJob
 from eventflow.postgres.connection import AnyConnection, Lanes
@@ -159,7 +159,7 @@ class PostgresCommits:
         """The same in the caller's transaction, whose errors are his to roll back."""
         failpoint("changes.sending")
         try:
-            rows = await connection.fetch(statement("commit_changes", self._schema), *arguments)
+            rows = await connection.fetch(statement("commit_changes", self._schema), True, *arguments)
         except asyncpg.UniqueViolationError as exc:
             if exc.constraint_name == "event_pkey" and changes.stream is not None:  # its snapshot is older
                 raise OptimisticConcurrencyError(changes.stream, changes.expected_version) from exc
@@ -187,7 +187,7 @@ def commit_arguments(
         [event.data.decode() for event in events],
         encode_plain(changes.metadata).decode(),
         *((None,) * 4 if receipt is None else (*_key(receipt.key), receipt.result.decode())),
-        changes.fires,
+        *_deadline_arguments(changes.fires),
         list(deadlines),
         [None if job_id is None else job_id.uuid for job_id in deadlines.values()],
         None if snapshot is None else snapshot.version,
@@ -209,6 +209,10 @@ def _ending_arguments(ends: Ending | None) -> tuple[Any, ...]:
         settlement.started_us,
         settlement.retention_days,
     )
+
+
+def _deadline_arguments(fires: Deadline | None) -> tuple[Any, ...]:
+    return (None,) * 3 if fires is None else (fires.stream.aggregate_name, fires.stream.aggregate_id, fires.name)
 
 
 def _step_arguments(step: Step | None) -> tuple[Any, ...]:
@@ -233,6 +237,6 @@ def _checked(row: asyncpg.Record | None, changes: Changes, ends: Ending | None) 
         raise OptimisticConcurrencyError(changes.stream, changes.expected_version)
     if status == "duplicate" and changes.receipt is not None:
         raise changes.receipt.key.duplicate()
-    if status == "passed":
-        raise DeadlinePassedError(changes.stream, changes.fires or "")
+    if status == "passed" and changes.fires is not None:
+        raise DeadlinePassedError(changes.fires.stream, changes.fires.name)
     return soonest_us

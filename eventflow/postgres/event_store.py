@@ -4,14 +4,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
-import msgspec
-
-from eventflow.clock import to_datetime
 from eventflow.eventstore import (
     Changes,
-    EventId,
-    EventMetadata,
     History,
     Page,
     ReceiptKey,
@@ -19,12 +13,12 @@ from eventflow.eventstore import (
     StoredEvent,
     StreamId,
 )
+from eventflow.postgres.all_events import read_page
 from eventflow.postgres.commits import PostgresCommits
 from eventflow.postgres.connection import AnyConnection, Lanes
+from eventflow.postgres.event_rows import stored_event
 from eventflow.postgres.statements import statement
 from eventflow.postgres.translation import DRIVER_ERRORS, translate
-
-_metadata = msgspec.json.Decoder(EventMetadata)
 
 
 class PostgresEventStore:
@@ -48,7 +42,7 @@ class PostgresEventStore:
             rows = await reading.fetch(
                 statement("load_events", self._schema), stream.aggregate_name, stream.aggregate_id, after, limit
             )
-        return [_stored_event(stream, row) for row in rows]
+        return [stored_event(row, stream) for row in rows]
 
     async def look(
         self,
@@ -75,13 +69,15 @@ class PostgresEventStore:
             snapshot = Snapshot(head["snapshot_at"], head["snapshot_version"], head["snapshot"].encode())
         if stream is None:
             return History()
-        return History(snapshot=snapshot, events=tuple(_stored_event(stream, row) for row in rows))
+        return History(snapshot=snapshot, events=tuple(stored_event(row, stream) for row in rows))
 
     async def append(self, changes: Changes, *, connection: Any = None) -> None:
         await self._commits.commit(changes, connection=connection)
 
     async def read_all(self, cursor: str = "", *, limit: int = 1000) -> Page:
-        raise NotImplementedError
+        if limit < 1:
+            raise ValueError(f"a page has at least one event, not {limit}")
+        return await read_page(self._reading, self._schema, cursor, limit)
 
     @asynccontextmanager
     async def _connection(self, callers: "AnyConnection | None") -> AsyncGenerator[AnyConnection]:
@@ -93,17 +89,3 @@ class PostgresEventStore:
                 yield callers
             except DRIVER_ERRORS as exc:
                 raise translate(exc, self._schema) from exc
-
-
-def _stored_event(stream: StreamId, row: asyncpg.Record) -> StoredEvent:
-    return StoredEvent(
-        id=EventId.of(row["id"]),
-        stream=stream,
-        stream_version=row["stream_version"],
-        position=row["position"],
-        name=row["name"],
-        version=row["version"],
-        data=row["data"],
-        metadata=_metadata.decode(row["metadata"]),
-        recorded_at=to_datetime(row["recorded_us"]),
-    )

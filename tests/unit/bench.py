@@ -108,7 +108,8 @@ class Bench:
     Args:
         flow: Its definitions; `Act` is added.
         behaviour: What `Act` does.
-        store: Makes another store than the in-memory one.
+        store: Makes another job store than the in-memory one.
+        events: Makes another event store.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Bench:
         *,
         behaviour: Behaviour = do_nothing,
         store: Callable[[ManualClock], InMemoryJobStore] = InMemoryJobStore,
+        events: Callable[[ManualClock], InMemoryEventStore] = InMemoryEventStore,
     ) -> None:
         flow = flow or EventFlow("bench")
         whole = EventFlow("whole")
@@ -129,7 +131,7 @@ class Bench:
         self.services.register_value(Behaviours, Behaviours(behaviour))
         self.encoder = JobEncoder(self.model.definitions)
         self.store = store(self.clock)
-        self.events = InMemoryEventStore(self.clock)
+        self.events = events(self.clock)
         self.commits = InMemoryCommits(self.store, self.events)
         self.units = UnitsOfWork(self.encoder, self.events, self.commits)
         repository = AggregateRepository(self.events, self.model.events, self.model.aggregates)

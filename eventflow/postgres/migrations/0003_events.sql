@@ -110,7 +110,8 @@ $$;
 --   aggregate_name, aggregate_id, expected_version: the stream; null: none.
 --   event_ids, event_names, event_versions, event_data: pairwise. metadata: of all of them.
 --   receipt_scope, receipt_aggregate, source_id, result: the receipt; null: none.
---   fires: the deadline of the stream that this job is. deadline_names, deadline_jobs: pairwise; null: no job any more.
+--   fires_aggregate_name, fires_aggregate_id, fires: the deadline that this job is; null: none.
+--   deadline_names, deadline_jobs: deadlines of the stream, pairwise; null: no job any more.
 --   snapshot_version, snapshot: of the stream with these events; null: none.
 --   line_subscriber, line_aggregate_name, line_aggregate_id, line_next: the claimed job has dealt with an event in order;
 --   next comes this job, null: none yet.
@@ -123,7 +124,7 @@ CREATE FUNCTION eventflow.commit_changes(
     aggregate_name text, aggregate_id text, expected_version integer,
     event_ids uuid[], event_names text[], event_versions integer[], event_data text[], metadata text,
     receipt_scope text, receipt_aggregate text, source_id text, result text,
-    fires text, deadline_names text[], deadline_jobs uuid[], snapshot_version integer, snapshot text,
+    fires_aggregate_name text, fires_aggregate_id text, fires text, deadline_names text[], deadline_jobs uuid[], snapshot_version integer, snapshot text,
     line_subscriber text, line_aggregate_name text, line_aggregate_id text, line_next uuid, lines text[],
     ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
     versions integer[], payloads text[], headers text[], tags text[], aggregate_ids text[], keys text[],
@@ -163,11 +164,15 @@ IF commit_changes.aggregate_name IS NOT NULL THEN
         RETURN QUERY SELECT 'conflict', NULL::bigint;
         RETURN;
     END IF;
-    IF commit_changes.fires IS NOT NULL AND NOT EXISTS (
-        SELECT FROM eventflow.deadline AS d
-        WHERE d.aggregate_name = commit_changes.aggregate_name AND d.aggregate_id = commit_changes.aggregate_id
-          AND d.name = commit_changes.fires AND d.job_id = commit_changes.job_id
-    ) THEN
+END IF;
+
+IF commit_changes.fires IS NOT NULL THEN
+    -- The lock, as its aggregate's stream may be another: whoever replaces or cancels it waits, or was first.
+    PERFORM FROM eventflow.deadline AS d
+    WHERE d.aggregate_name = commit_changes.fires_aggregate_name AND d.aggregate_id = commit_changes.fires_aggregate_id
+      AND d.name = commit_changes.fires AND d.job_id = commit_changes.job_id
+    FOR UPDATE;
+    IF NOT FOUND THEN
         RETURN QUERY SELECT 'passed', NULL::bigint;
         RETURN;
     END IF;
@@ -198,7 +203,7 @@ END IF;
 
 IF commit_changes.fires IS NOT NULL THEN
     DELETE FROM eventflow.deadline AS d
-    WHERE d.aggregate_name = commit_changes.aggregate_name AND d.aggregate_id = commit_changes.aggregate_id
+    WHERE d.aggregate_name = commit_changes.fires_aggregate_name AND d.aggregate_id = commit_changes.fires_aggregate_id
       AND d.name = commit_changes.fires;
 END IF;
 IF cardinality(commit_changes.deadline_names) > 0 THEN
@@ -314,7 +319,7 @@ BEGIN
         EXECUTE pg_catalog.format('GRANT SELECT ON eventflow.%I TO eventflow_viewer', made);
         EXECUTE pg_catalog.format('GRANT INSERT, DELETE ON eventflow.%I TO eventflow_worker', made);
     END LOOP;
-    GRANT UPDATE ON eventflow.snapshot, eventflow.event_line TO eventflow_worker;
+    GRANT UPDATE ON eventflow.snapshot, eventflow.event_line, eventflow.deadline TO eventflow_worker;
     REVOKE DELETE ON eventflow.event FROM eventflow_worker;
     FOR made IN
         SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc AS p
