@@ -99,11 +99,12 @@ class AggregateRepository:
         number = aggregate.stream_version
         try:
             with applying(aggregate):
-                for stored in history.events:
-                    number = stored.stream_version
-                    for recorded in self._events.read(stored):
-                        aggregate.apply(recorded.event)
-                    advance(aggregate, number)
+                for past in history.events:
+                    number = past.stream_version
+                    for event in self._events.replay(past.name, past.version, past.data):
+                        aggregate.apply(event)
+            if history.events:
+                advance(aggregate, number)
         except Exception as exc:
             exc.add_note(f"This was event {number} of {stream_of(type(aggregate), aggregate.id)}.")
             raise

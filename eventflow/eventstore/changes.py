@@ -1,11 +1,11 @@
 """What one command writes to the store, in one transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from eventflow.errors import DuplicateOperationError
-from eventflow.eventstore.events import EventMetadata, NewEvent, StoredEvent, StreamId
+from eventflow.eventstore.events import EventMetadata, NewEvent, PastEvent, StreamId
 from eventflow.ids import JobId
 
 
@@ -119,4 +119,4 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
     result: str | None = None
     snapshot: Snapshot | None = None
-    events: tuple[StoredEvent, ...] = ()
+    events: Sequence[PastEvent] = ()

@@ -1,6 +1,6 @@
 """Which events a program can read and write."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import iscoroutinefunction
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin
@@ -90,12 +90,18 @@ class EventDefinitions(Definitions[Event]):
             UnknownEventDefinitionError: nobody registered it.
             UndecodableMessageError: its type or an upgrader refuses it.
         """
-        event = self.decode(stored.name, stored.version, stored.data)
+        for event in self.replay(stored.name, stored.version, stored.data):
+            yield RecordedEvent(event=event, stored=stored)
+
+    def replay(self, name: str, version: int, data: str) -> Sequence[Event]:
+        """The events that stored data is read as; raises as :meth:`read`."""
+        event = self.decode(name, version, data)
+        if type(event) not in self._upgrades:
+            return (event,)
         try:
-            for upgraded in self._upgraded(event):
-                yield RecordedEvent(event=upgraded, stored=stored)
+            return list(self._upgraded(event))
         except UndecodableMessageError as exc:
-            raise UndecodableMessageError(stored.name, stored.version, exc.reason) from exc
+            raise UndecodableMessageError(name, version, exc.reason) from exc
 
     def results(self, event_type: type[Event]) -> set[type[Event]]:
         """The types that events stored as this one are read as."""

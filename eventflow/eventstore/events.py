@@ -104,6 +104,15 @@ class NewEvent(msgspec.Struct, frozen=True):
     data: bytes
 
 
+class PastEvent(msgspec.Struct, frozen=True):
+    """What replay needs of a stored event."""
+
+    stream_version: int
+    name: str
+    version: int
+    data: str
+
+
 class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
     """
     An event as it is stored.
@@ -124,6 +133,11 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     metadata: EventMetadata
     recorded_at: datetime
+
+    @property
+    def past(self) -> PastEvent:
+        """The part of it that replay needs."""
+        return PastEvent(self.stream_version, self.name, self.version, self.data)
 
 
 class RecordedEvent(msgspec.Struct, Generic[EventT_co], frozen=True, kw_only=True):

@@ -57,7 +57,7 @@ class InMemoryEventStore:
         if snapshot is not None and (snapshot_version is None or snapshot.version > snapshot_version):
             snapshot = None
         events = self._streams.get(stream, [])[0 if snapshot is None else snapshot.stream_version :]
-        return History(snapshot=snapshot, events=tuple(events))
+        return History(snapshot=snapshot, events=[event.past for event in events])
 
     async def append(self, changes: Changes, *, connection: Any = None) -> None:
         refuse_connection(connection)

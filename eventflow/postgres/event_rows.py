@@ -5,7 +5,7 @@ import msgspec
 
 from eventflow.clock import to_datetime
 from eventflow.errors import UndecodableMessageError
-from eventflow.eventstore import EventId, EventMetadata, StoredEvent, StreamId
+from eventflow.eventstore import EventId, EventMetadata, PastEvent, StoredEvent, StreamId
 from eventflow.serialization import text_of
 
 _metadata = msgspec.json.Decoder(EventMetadata)
@@ -36,3 +36,8 @@ def stored_event(row: asyncpg.Record, stream: StreamId | None = None) -> StoredE
         )
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as exc:
         raise UndecodableMessageError(row["name"], row["version"], text_of(exc)) from exc
+
+
+def past_event(row: asyncpg.Record) -> PastEvent:
+    """The event in a row of ``look_back.sql``."""
+    return PastEvent(row["stream_version"], row["name"], row["version"], row["data"])

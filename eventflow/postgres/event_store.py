@@ -16,7 +16,7 @@ from eventflow.eventstore import (
 from eventflow.postgres.all_events import read_page
 from eventflow.postgres.commits import PostgresCommits
 from eventflow.postgres.connection import AnyConnection, Lanes
-from eventflow.postgres.event_rows import stored_event
+from eventflow.postgres.event_rows import past_event, stored_event
 from eventflow.postgres.statements import statement
 from eventflow.postgres.translation import DRIVER_ERRORS, translate
 
@@ -69,7 +69,7 @@ class PostgresEventStore:
             snapshot = Snapshot(head["snapshot_at"], head["snapshot_version"], head["snapshot"].encode())
         if stream is None:
             return History()
-        return History(snapshot=snapshot, events=tuple(stored_event(row, stream) for row in rows))
+        return History(snapshot=snapshot, events=[past_event(row) for row in rows])
 
     async def append(self, changes: Changes, *, connection: Any = None) -> None:
         await self._commits.commit(changes, connection=connection)

@@ -119,7 +119,7 @@ async def place_order(order: Order, command: PlaceOrder, context: CommandContext
     assert_type(order.is_new, bool)
     assert_type(order.uncommitted_events, tuple[Event, ...])
     assert_type(context.schedule_deadline("payment", command, delay=timedelta(minutes=30)), JobId)
-    context.schedule_deadline("payment", RebuildIndex())  # type: ignore[arg-type]
+    assert_type(context.schedule_deadline("payment", RebuildIndex()), JobId)
     context.schedule_deadline("payment", command, dely=timedelta(1))  # type: ignore[call-arg]
     context.cancel_deadline("payment")
     order.place("much")  # type: ignore[arg-type]

@@ -360,7 +360,7 @@ async def test_snapshots_are_inherited(store: Watched) -> None:
     await bus.publish(CountUp(aggregate_id=ORDER, by=3))
     await bus.publish(CountUp(aggregate_id=ORDER))
 
-    assert store.looks[-1].events == ()
+    assert store.looks[-1].events == []
 
 
 class Careless(Counter, snapshot_every=2):
