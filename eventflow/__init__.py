@@ -48,6 +48,7 @@ from eventflow.errors import (
     UnknownDefinitionError,
     UnknownEventDefinitionError,
     UnknownJobDefinitionError,
+    UnknownSubscriberError,
     ValueRefusedError,
     WorkerError,
 )
@@ -154,6 +155,7 @@ __all__ = [
     "UnknownDefinitionError",
     "UnknownEventDefinitionError",
     "UnknownJobDefinitionError",
+    "UnknownSubscriberError",
     "ValueRefusedError",
     "Worker",
     "WorkerError",

@@ -12,6 +12,7 @@ EventFlowError
 │   ├── InvalidHandlerError
 │   ├── DuplicateCommandHandlerError
 │   ├── MissingApplierError
+│   ├── UnknownSubscriberError
 │   └── NoCommandHandlerError
 ├── InvalidMessageError                  a value that JSON would not bring back as it was
 │   └── PayloadTooLargeError
@@ -134,6 +135,18 @@ class MissingApplierError(DefinitionError, NotImplementedError):
             f"{self.aggregate.__qualname__} has no method that applies {self.event.__qualname__}: "
             f"@applies def on_{self.event.__qualname__.lower()}(self, event: {self.event.__qualname__}) -> None"
         )
+
+
+class UnknownSubscriberError(DefinitionError, LookupError):
+    """No subscriber has this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(known)
+        super().__init__(name, self.known)
+
+    def __str__(self) -> str:
+        return f"there is no subscriber {self.name!r}; there are: {', '.join(self.known) or 'none'}"
 
 
 class InvalidHandlerError(DefinitionError, TypeError):

@@ -32,7 +32,7 @@ from eventflow.jobs import (
 from eventflow.postgres import PooledConnection
 from eventflow.scheduling import ScheduleOptions
 from eventflow.services import Services
-from eventflow.subscribers import EventDispatcher, EventJobRunner, InlineSubscribers, SagaSubscriber
+from eventflow.subscribers import CatchUp, EventDispatcher, EventJobRunner, InlineSubscribers, Progress, SagaSubscriber
 from eventflow.supervision import background_tasks
 
 log = logging.getLogger("eventflow.application")
@@ -116,6 +116,7 @@ class App:
         scheduler: JobScheduler,
         bus: CommandBus,
         repository: AggregateRepository,
+        dispatcher: EventDispatcher,
         runner: JobRunner,
         services: Services,
         clock: Clock,
@@ -123,6 +124,7 @@ class App:
     ) -> None:
         self._model = model
         self._backend = backend
+        self._dispatcher = dispatcher
         self._runner = runner
         self._clock = clock
         self._rng = rng
@@ -182,6 +184,20 @@ class App:
         backend.on_wake(worker.wake)
         return worker
 
+    def catch_up(self, subscriber: str) -> AsyncGenerator[Progress]:
+        """
+        Give a subscriber that was added later the jobs of the events before: ``async for progress in app.catch_up(…)``.
+
+        May be stopped anywhere and begun again; see :meth:`CatchUp.run`.
+
+        Raises:
+            UnknownSubscriberError: there is no such subscriber.
+            EventFlowError: the application keeps its events in memory.
+        """
+        if self._backend.catch_ups is None:
+            raise EventFlowError("catch_up() needs a database; this application keeps its events in memory")
+        return CatchUp(self._dispatcher, self._backend.events, self._backend.catch_ups).run(subscriber)
+
     async def run_due(self) -> int:
         """
         Run every job that is due, and those they lead to, here and now; returns the number of attempts.
@@ -216,7 +232,11 @@ async def open_app(
             open_backend(address, encoder, clock=clock, rng=rng, **database_options)
         )
         dispatcher = EventDispatcher(
-            model.subscriptions, definitions=model.events, events=backend.events, encoder=encoder
+            model.subscriptions,
+            definitions=model.events,
+            events=backend.events,
+            encoder=encoder,
+            find_job=backend.find_job,
         )
         inline = InlineSubscribers(
             model.inline,
@@ -249,6 +269,7 @@ async def open_app(
             scheduler=backend.scheduler(runner, model.interest(None)),
             bus=bus,
             repository=repository,
+            dispatcher=dispatcher,
             runner=runner,
             services=services,
             clock=clock,

@@ -16,6 +16,8 @@ from eventflow.jobs import (
     InstantJobScheduler,
     Interest,
     JobEncoder,
+    JobId,
+    JobRecord,
     JobRunner,
     JobScheduler,
     JobStore,
@@ -23,6 +25,7 @@ from eventflow.jobs import (
 )
 from eventflow.jobs.worker import InProcessPresence, Presence
 from eventflow.postgres import PostgresDatabase, Transactions
+from eventflow.subscribers import CatchUpStore
 
 
 class Backend:
@@ -36,6 +39,7 @@ class Backend:
         store: The job store; ``None``: jobs run where they are scheduled.
         presence: Makes what keeps a worker alive in the eyes of others, by its heartbeat's interval.
         transactions: Those that handlers and callers may write in; ``None``: there is no database.
+        catch_ups: Remembers how far subscribers have been caught up; ``None``: there is no database.
         on_wake: Has a worker woken.
     """
 
@@ -48,6 +52,7 @@ class Backend:
         store: JobStore | None = None,
         presence: Callable[[float], Presence] | None = None,
         transactions: Transactions | None = None,
+        catch_ups: CatchUpStore | None = None,
         on_wake: Callable[[Callable[[], None]], None] = lambda _: None,
     ) -> None:
         self.events = events
@@ -56,7 +61,12 @@ class Backend:
         self.store = store
         self.presence = presence
         self.transactions = transactions
+        self.catch_ups = catch_ups
         self.on_wake = on_wake
+
+    async def find_job(self, job_id: JobId) -> JobRecord | None:
+        """Look a job up; one that ran where it was scheduled is not kept."""
+        return None if self.store is None else await self.store.get(job_id)
 
 
 @asynccontextmanager
@@ -84,6 +94,7 @@ async def open_backend(
                 store=database.store,
                 presence=database.presence,
                 transactions=database.transactions,
+                catch_ups=database.catch_ups,
                 on_wake=database.on_wake,
             )
 

@@ -103,6 +103,9 @@ class CommandLine:
         jobs.command(self.show_job, name="show")
         jobs.command(self.cancel_job, name="cancel")
         app.command(jobs)
+        subscribers = App(name="subscribers", help="Catch subscribers up with the events before they were there.")
+        subscribers.command(self.catch_up, name="catch-up", help_epilogue=_exit_codes())
+        app.command(subscribers)
         app.command(self.trace, help_epilogue=_exit_codes("  4    nothing is known of it"))
         return app
 
@@ -224,6 +227,27 @@ class CommandLine:
     def cancel_job(self, id: Id, /, *, json: Json = False, database: DatabaseOptions = NO_DATABASE_OPTIONS) -> int:
         """Keep a job from running; a running one is stopped by its worker."""
         return self._jobs(database, json=json).cancel(id)
+
+    def catch_up(
+        self,
+        target: Target,
+        name: Annotated[str, Parameter(name="NAME", help="The subscriber: its name=, its function or its saga.")],
+        /,
+        *,
+        app_dir: Annotated[Path, Parameter(metavar="DIR", help="Where MODULE is looked for first.")] = Path(),
+        database: DatabaseOptions = NO_DATABASE_OPTIONS,
+    ) -> int:
+        """
+        Give a subscriber that was added later the jobs of the events before.
+
+        Deploy the subscriber first, so that new events reach it. May be stopped at any
+        time: called again, it goes on from there. An event that has a job already gets
+        no other, as long as the job's history is kept.
+        """
+        from eventflow.cli.subscribers import catch_up
+
+        address = database.address(self._terminal.mask)
+        return catch_up(target, name, address, database.schema, app_dir=app_dir, terminal=self._terminal)
 
     def trace(
         self,

@@ -58,8 +58,12 @@ class Transactions(Protocol):
         """Keep others from writing to a stream until the connection's transaction has ended."""
         ...
 
-    async def lock_line(self, connection: Any, subscriber: str, stream: StreamId) -> None:
-        """Have whoever appends to a stream wait for a subscriber that may leave its line there."""
+    async def lock_line(self, connection: Any, subscriber: str, stream: StreamId) -> bool:
+        """
+        Have whoever appends to a stream wait for a subscriber that may leave its line there.
+
+        Returns whether it is catching up there: later events may have been dealt with already.
+        """
         ...
 
 
@@ -141,10 +145,15 @@ class JobUnitOfWork:
         if self._units.transactions is not None:
             await self._units.transactions.lock(await self.transaction(), stream)
 
-    async def lock_line(self, subscriber: str, stream: StreamId) -> None:
-        """Have whoever appends to a stream wait until this is written: the subscriber may leave its line there."""
-        if self._units.transactions is not None:
-            await self._units.transactions.lock_line(await self.transaction(), subscriber, stream)
+    async def lock_line(self, subscriber: str, stream: StreamId) -> bool:
+        """
+        Have whoever appends to a stream wait until this is written: the subscriber may leave its line there.
+
+        Returns whether it is catching up there: later events may have been dealt with already.
+        """
+        if self._units.transactions is None:
+            return False
+        return await self._units.transactions.lock_line(await self.transaction(), subscriber, stream)
 
     async def commit(self, changes: Changes) -> None:
         try:

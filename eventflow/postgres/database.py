@@ -11,6 +11,7 @@ import asyncpg
 
 from eventflow.clock import Clock
 from eventflow.jobs import JobEncoder
+from eventflow.postgres.catch_ups import PostgresCatchUps
 from eventflow.postgres.commits import PostgresCommits
 from eventflow.postgres.connection import CONNECT_SECONDS, Connector, Lane, Lanes, connector
 from eventflow.postgres.event_store import PostgresEventStore
@@ -44,6 +45,7 @@ class PostgresDatabase:
         store: The job store.
         events: The event store.
         commits: Writes what commands and jobs change.
+        catch_ups: Remembers how far subscribers have been caught up.
         stories: Finds what followed from what.
     """
 
@@ -71,6 +73,7 @@ class PostgresDatabase:
             committed=self._committed,
         )
         self.events = PostgresEventStore(self._reading, self.commits, schema)
+        self.catch_ups = PostgresCatchUps(self._committing, self.store.queues, schema, wake=self._wake)
         self.stories = Stories(self._reading, schema)
 
     @classmethod

@@ -113,10 +113,14 @@ class Transactions:
             raise translate(exc, self._schema) from exc
         failpoint("stream.locked")
 
-    async def lock_line(self, connection: AnyConnection, subscriber: str, stream: StreamId) -> None:
-        """Have whoever appends to a stream wait for a subscriber that may leave its line there."""
+    async def lock_line(self, connection: AnyConnection, subscriber: str, stream: StreamId) -> bool:
+        """
+        Have whoever appends to a stream wait for a subscriber that may leave its line there.
+
+        Returns whether it is catching up there.
+        """
         try:
-            await connection.fetchrow(
+            catching_up: bool | None = await connection.fetchval(
                 statement("lock_line", self._schema),
                 subscriber,
                 stream.aggregate_name,
@@ -125,6 +129,7 @@ class Transactions:
             )
         except DRIVER_ERRORS as exc:
             raise translate(exc, self._schema) from exc
+        return bool(catching_up)
 
     async def _start(self, connection: PooledConnection, scope: DriverTransaction) -> None:
         try:

@@ -1,5 +1,6 @@
 """Subscribers and sagas: what follows from events, as durable jobs."""
 
+from eventflow.subscribers.catch_up import CatchUp, CatchUpStore, Progress
 from eventflow.subscribers.dispatcher import EventDispatcher, Subscription
 from eventflow.subscribers.event_job import EventJob, EventJobRunner, event_job_type
 from eventflow.subscribers.inline import InlineSubscribers
@@ -7,11 +8,14 @@ from eventflow.subscribers.saga import Saga, SagaCompleted, SagaSubscriber, hand
 from eventflow.subscribers.subscriber import FunctionSubscriber, Subscriber, SubscriberContext
 
 __all__ = [
+    "CatchUp",
+    "CatchUpStore",
     "EventDispatcher",
     "EventJob",
     "EventJobRunner",
     "FunctionSubscriber",
     "InlineSubscribers",
+    "Progress",
     "Saga",
     "SagaCompleted",
     "SagaSubscriber",

@@ -1,6 +1,6 @@
 """From events to subscribers: which jobs follow from an append, and what such a job does."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from uuid import UUID
 
 import msgspec
@@ -9,7 +9,7 @@ from eventflow.commands import Causation
 from eventflow.errors import EventNotFoundError
 from eventflow.eventstore import Changes, EventDefinitions, EventId, EventStore, Step, StoredEvent, StreamId
 from eventflow.ids import JobId, deterministic_uuid
-from eventflow.jobs import JobContext, JobEncoder, NewJob
+from eventflow.jobs import JobContext, JobEncoder, JobRecord, NewJob
 from eventflow.subscribers.event_job import EventJob, EventJobRunner
 from eventflow.subscribers.subscriber import Subscriber
 
@@ -17,6 +17,9 @@ SUBSCRIBERS_NAMESPACE = UUID("0d0a4a6e-5d0c-4c0e-9a5f-2f6d8f7f3b11")
 """Namespace of the ids of subscribers' jobs, so that one event makes one job for one subscriber, ever."""
 PAGE = 100
 """Events read at once to find the next of a subscriber."""
+
+
+FindJob = Callable[[JobId], Awaitable[JobRecord | None]]
 
 
 class Subscription(msgspec.Struct, frozen=True):
@@ -50,6 +53,7 @@ class EventDispatcher(EventJobRunner):
         definitions: How events are read.
         events: Where they are.
         encoder: Encodes the jobs.
+        find_job: Looks a job up.
     """
 
     def __init__(
@@ -59,10 +63,12 @@ class EventDispatcher(EventJobRunner):
         definitions: EventDefinitions,
         events: EventStore,
         encoder: JobEncoder,
+        find_job: FindJob,
     ) -> None:
         self._definitions = definitions
         self._events = events
         self._encoder = encoder
+        self._find_job = find_job
         self._subscriptions = {subscription.job_type: subscription for subscription in subscriptions}
         self._wanted: dict[tuple[str, int], tuple[Subscription, ...]] = {}
 
@@ -104,6 +110,18 @@ class EventDispatcher(EventJobRunner):
         new = self._encoder.encode(message, Causation(place.correlation_id or job_id, place.event_id), job_id=job_id)
         return msgspec.structs.replace(new, line=subscriber.name) if subscriber.is_ordered else new
 
+    def job_of(self, subscription: Subscription, stored: StoredEvent) -> NewJob:
+        """The job of a stored event for one subscriber."""
+        return self.job(subscription, _Place.of(stored))
+
+    def find(self, name: str) -> Subscription | None:
+        """The subscription of this name."""
+        return next((s for s in self._subscriptions.values() if s.subscriber.name == name), None)
+
+    def names(self) -> list[str]:
+        """All subscribers that get jobs."""
+        return sorted(subscription.subscriber.name for subscription in self._subscriptions.values())
+
     async def dispatch(self, job: EventJob, context: JobContext) -> None:
         """
         Have the job's subscriber deal with its event.
@@ -123,21 +141,21 @@ class EventDispatcher(EventJobRunner):
 
     async def _step(self, subscription: Subscription, job: EventJob, context: JobContext, changes: Changes) -> Changes:
         """Go on to the next event of the stream, if there is one; whoever appends meanwhile waits for the answer."""
-        await context.unit.lock_line(subscription.subscriber.name, job.stream)
-        following = None
-        stored = await self._next(subscription, job)
-        if stored is not None:
-            new = self.job(subscription, _Place.of(stored))
-            new = msgspec.structs.replace(new, line=None)  # the step makes it the first in line
-            context.unit.add(new)
-            following = new.id
-        return msgspec.structs.replace(changes, step=Step(subscription.subscriber.name, job.stream, following))
+        catching_up = await context.unit.lock_line(subscription.subscriber.name, job.stream)
+        following = await self._following(subscription, job, catching_up=catching_up)
+        if following is not None:
+            context.unit.add(following)
+        step = Step(subscription.subscriber.name, job.stream, None if following is None else following.id)
+        return msgspec.structs.replace(changes, step=step)
 
-    async def _next(self, subscription: Subscription, job: EventJob) -> StoredEvent | None:
+    async def _following(self, subscription: Subscription, job: EventJob, *, catching_up: bool) -> NewJob | None:
+        """The job of the next event, which is the first in line; ``None``: there is none yet."""
         after = job.stream_version
         while page := await self._events.load(job.stream, after=after, limit=PAGE):
             for stored in page:
                 if subscription in self.interested(stored.name, stored.version):
-                    return stored
+                    new = msgspec.structs.replace(self.job_of(subscription, stored), line=None)
+                    if not (catching_up and await self._find_job(new.id)):
+                        return new
             after = page[-1].stream_version
         return None

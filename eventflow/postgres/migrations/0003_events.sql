@@ -56,7 +56,17 @@ CREATE TABLE eventflow.event_line (
     aggregate_name text NOT NULL,
     aggregate_id text NOT NULL,
     job_id uuid NOT NULL,
+    catching_up boolean NOT NULL DEFAULT false,  -- later events may have been dealt with already
     PRIMARY KEY (subscriber, aggregate_name, aggregate_id)
+);
+
+-- How far a subscriber that was added later has been caught up with the events before.
+CREATE TABLE eventflow.catch_up (
+    subscriber text PRIMARY KEY,
+    cursor text NOT NULL,                   -- of a reader of all events
+    events_read bigint NOT NULL,
+    jobs_made bigint NOT NULL,
+    finished_at timestamptz                 -- null: it can be resumed
 );
 
 -- Add jobs. A delay counts from this call; a due time in the past makes a job ready now.
@@ -275,6 +285,57 @@ $$;
 CREATE FUNCTION eventflow.stream_key(aggregate_name text, aggregate_id text) RETURNS bigint
 LANGUAGE sql IMMUTABLE RETURN hashtextextended('eventflow ' || aggregate_name || ' ' || aggregate_id, 0);
 
+-- Give a subscriber the jobs of events that it has missed, and remember how far it is, in one transaction.
+--   jobs: as for insert_jobs; those that exist already, in whatever state, are left out.
+--   aggregate_names, aggregate_ids: pairwise with the jobs, of their events, for a subscriber that takes them in order: of a
+--   stream only the first job is added, unless it stands in line there already. Null: it does not.
+-- Returns the number of jobs made.
+CREATE FUNCTION eventflow.catch_up(
+    subscriber text, cursor text, events_read bigint, finished boolean, aggregate_names text[], event_owners text[],
+    ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
+    versions integer[], payloads text[], headers text[], tags text[], aggregate_ids text[], keys text[],
+    retries text[], timeouts_us bigint[]
+) RETURNS integer
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    left_out uuid[];
+    made integer;
+BEGIN
+    SELECT coalesce(array_agg(DISTINCT j.id), '{}') INTO left_out
+    FROM eventflow.any_job AS j WHERE j.id = ANY (catch_up.ids);
+    IF catch_up.aggregate_names IS NOT NULL THEN
+        WITH given AS MATERIALIZED (
+            SELECT g.* FROM unnest(catch_up.aggregate_names, catch_up.event_owners, catch_up.ids)
+                WITH ORDINALITY AS g (aggregate_name, aggregate_id, id, number)
+            WHERE g.id <> ALL (left_out)
+        ), first AS (
+            INSERT INTO eventflow.event_line AS l (subscriber, aggregate_name, aggregate_id, job_id, catching_up)
+            SELECT DISTINCT ON (g.aggregate_name, g.aggregate_id)
+                catch_up.subscriber, g.aggregate_name, g.aggregate_id, g.id, true
+            FROM given AS g ORDER BY g.aggregate_name, g.aggregate_id, g.number
+            ON CONFLICT (subscriber, aggregate_name, aggregate_id) DO NOTHING
+            RETURNING l.job_id
+        )
+        SELECT left_out || coalesce(array_agg(g.id), '{}') INTO left_out
+        FROM given AS g WHERE g.id NOT IN (SELECT f.job_id FROM first AS f);
+    END IF;
+    SELECT count(*) INTO made FROM unnest(catch_up.ids) AS g (id) WHERE g.id <> ALL (left_out);
+    PERFORM eventflow.insert_jobs(
+        catch_up.ids, catch_up.queue_ids, catch_up.priorities, catch_up.at_us, catch_up.delay_us, catch_up.names,
+        catch_up.versions, catch_up.payloads, catch_up.headers, catch_up.tags, catch_up.aggregate_ids, catch_up.keys,
+        catch_up.retries, catch_up.timeouts_us, left_out);
+    INSERT INTO eventflow.catch_up AS c (subscriber, cursor, events_read, jobs_made, finished_at)
+    VALUES (
+        catch_up.subscriber, catch_up.cursor, catch_up.events_read, made,
+        CASE WHEN catch_up.finished THEN clock_timestamp() END)
+    ON CONFLICT (subscriber) DO UPDATE
+    SET cursor = excluded.cursor, events_read = excluded.events_read, jobs_made = c.jobs_made + excluded.jobs_made,
+        finished_at = excluded.finished_at;
+    RETURN made;
+END
+$$;
+
 -- Forget old receipts. Returns how many, at most 10,000.
 CREATE FUNCTION eventflow.forget_receipts(kept_days integer) RETURNS integer
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
@@ -314,17 +375,17 @@ BEGIN
     IF pg_catalog.to_regrole('eventflow_owner') IS NULL THEN
         RETURN;
     END IF;
-    FOREACH made IN ARRAY ARRAY['event', 'command_receipt', 'deadline', 'snapshot', 'event_line'] LOOP
+    FOREACH made IN ARRAY ARRAY['event', 'command_receipt', 'deadline', 'snapshot', 'event_line', 'catch_up'] LOOP
         EXECUTE pg_catalog.format('ALTER TABLE eventflow.%I OWNER TO eventflow_owner', made);
         EXECUTE pg_catalog.format('GRANT SELECT ON eventflow.%I TO eventflow_viewer', made);
         EXECUTE pg_catalog.format('GRANT INSERT, DELETE ON eventflow.%I TO eventflow_worker', made);
     END LOOP;
-    GRANT UPDATE ON eventflow.snapshot, eventflow.event_line, eventflow.deadline TO eventflow_worker;
+    GRANT UPDATE ON eventflow.snapshot, eventflow.event_line, eventflow.deadline, eventflow.catch_up TO eventflow_worker;
     REVOKE DELETE ON eventflow.event FROM eventflow_worker;
     FOR made IN
         SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc AS p
         WHERE p.pronamespace = 'eventflow'::pg_catalog.regnamespace
-          AND p.proname IN ('insert_jobs', 'commit_changes', 'stream_key', 'forget_receipts')
+          AND p.proname IN ('insert_jobs', 'commit_changes', 'stream_key', 'catch_up', 'forget_receipts')
     LOOP
         EXECUTE pg_catalog.format('ALTER FUNCTION %s OWNER TO eventflow_owner', made);
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made);

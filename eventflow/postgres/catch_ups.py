@@ -1,0 +1,51 @@
+"""How far subscribers have been caught up, on Postgres."""
+
+from collections.abc import Callable, Sequence
+
+from eventflow.eventstore import StreamId
+from eventflow.jobs import NewJob
+from eventflow.postgres.connection import Lanes
+from eventflow.postgres.queues import Queues
+from eventflow.postgres.rows import insert_arguments
+from eventflow.postgres.statements import statement
+from eventflow.subscribers import Progress
+
+
+class PostgresCatchUps:
+    """
+    Implements :class:`~eventflow.subscribers.CatchUpStore`.
+
+    Args:
+        wake: Called after jobs were added.
+    """
+
+    def __init__(self, lanes: Lanes, queues: Queues, schema: str, *, wake: Callable[[], None]) -> None:
+        self._lanes = lanes
+        self._queues = queues
+        self._schema = schema
+        self._wake = wake
+
+    async def load(self, subscriber: str) -> Progress | None:
+        async with self._lanes.connection() as connection:
+            rows = await connection.fetch(statement("select_catch_up", self._schema), subscriber)
+        return Progress(**rows[0]) if rows else None
+
+    async def save(
+        self, subscriber: str, progress: Progress, jobs: Sequence[NewJob], streams: Sequence[StreamId] | None
+    ) -> int:
+        queue_ids = await self._queues.ids(jobs)
+        async with self._lanes.connection() as connection:
+            [row] = await connection.fetch(
+                statement("save_catch_up", self._schema),
+                subscriber,
+                progress.cursor,
+                progress.events_read,
+                progress.is_finished,
+                None if streams is None else [stream.aggregate_name for stream in streams],
+                None if streams is None else [stream.aggregate_id for stream in streams],
+                *insert_arguments(jobs, queue_ids),
+            )
+        made: int = row["made"]
+        if made:
+            self._wake()
+        return made
