@@ -185,7 +185,7 @@ async def measure_loading(app: App, dsn: str, *, events: int, rounds: int) -> No
     decoder = msgspec.json.Decoder(Deposited)
 
     async def by_hand() -> None:
-        rows = await connection.fetch(statement("load_events"), "Account", owner, 0, None)
+        _, *rows = await connection.fetch(statement("look_back"), "Account", owner, "", "", "", None)
         total = sum(decoder.decode(row["data"]).cents for row in rows)
         assert total == events
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from eventflow.aggregates.aggregate import (
     Aggregate,
     advance,
+    appliers_of,
     applying,
     check_id,
     enter,
@@ -16,7 +17,7 @@ from eventflow.aggregates.aggregate import (
     undeclared,
 )
 from eventflow.aggregates.definitions import AggregateDefinitions
-from eventflow.errors import InvalidMessageError, UndecodableMessageError, UnknownDefinitionError
+from eventflow.errors import InvalidMessageError, MissingApplierError, UndecodableMessageError, UnknownDefinitionError
 from eventflow.eventstore import EventDefinitions, EventStore, History, ReceiptKey, Snapshot, StreamId
 from eventflow.ids import Identity
 from eventflow.messages import declaration
@@ -96,13 +97,16 @@ class AggregateRepository:
         return Snapshot(version, definition.version, data)
 
     def _replay(self, aggregate: Aggregate[Any], history: History) -> None:
-        number = aggregate.stream_version
+        number, appliers, replay = aggregate.stream_version, appliers_of(type(aggregate)), self._events.replay
         try:
             with applying(aggregate):
-                for past in history.events:
+                for past in history.events:  # thousands, perhaps: no call too many
                     number = past.stream_version
-                    for event in self._events.replay(past.name, past.version, past.data):
-                        aggregate.apply(event)
+                    for event in replay(past.name, past.version, past.data):
+                        applier = appliers.get(type(event))
+                        if applier is None:
+                            raise MissingApplierError(type(aggregate), type(event))
+                        applier(aggregate, event)
             if history.events:
                 advance(aggregate, number)
         except Exception as exc:

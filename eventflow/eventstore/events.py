@@ -104,7 +104,7 @@ class NewEvent(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class PastEvent(msgspec.Struct, frozen=True):
+class PastEvent(msgspec.Struct, frozen=True, gc=False):
     """What replay needs of a stored event."""
 
     stream_version: int

@@ -40,4 +40,4 @@ def stored_event(row: asyncpg.Record, stream: StreamId | None = None) -> StoredE
 
 def past_event(row: asyncpg.Record) -> PastEvent:
     """The event in a row of ``look_back.sql``."""
-    return PastEvent(row["stream_version"], row["name"], row["version"], row["data"])
+    return PastEvent(*row[4:])  # by name takes twice as long
