@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import timedelta
 from uuid import UUID
 
+import anyio
 import pytest
 
 from eventflow import (
@@ -132,6 +133,9 @@ async def _all_ended(admin_dsn: str) -> bool:
 SUM = 4711
 MARKER = b'"amount":4711'
 """Only what is sent to commit a :func:`lost` has it."""
+WITH_THE_LAST = """
+SELECT count(*) FROM eventflow.event WHERE xid = (SELECT xid FROM eventflow.event WHERE data ->> 'amount' = '4711')
+"""
 LAST = {"one statement": MARKER, "transaction": b"COMMIT;"}
 
 
@@ -162,6 +166,33 @@ async def test_caller_whose_answer_is_lost_learns_that_it_was_done(
         assert await app.commands.publish(lost(way)) == SUM
     assert proxy.cuts == 1
     assert await new() == effect(way)
+
+
+async def test_callers_whose_commits_were_one_learn_each_of_their_own(
+    dsn: str, proxy: Proxy, admin_dsn: str, gate: Gate
+) -> None:
+    """Commits of commands that end at the same time share a transaction, and so a lost answer."""
+    amounts = (1, 2, 3, 4, 5, 6, 7, SUM)
+    commands = [Deposit(aggregate_id=LedgerId.new(), amount=n, waits=True, announces=True) for n in amounts]
+    results: list[int] = []
+
+    async with proxy.serve() as address, ledger_flow(gate).open(address) as app:
+
+        async def publish(command: Deposit) -> None:
+            results.append(await app.commands.publish(command))
+
+        new = await _warm_up(app, admin_dsn, "one statement")
+        async with anyio.create_task_group() as group:
+            for command in commands:
+                group.start_soon(publish, command)
+            await until(lambda: gate.arrived == len(commands))
+            proxy.cut_after(MARKER)  # the last one goes with those that wait too
+            gate.opened.set()
+    assert proxy.cuts == 1
+    assert sorted(results) == list(amounts)
+    assert await new() == (8, 8, 8, 0)
+    [shared] = await query(admin_dsn, WITH_THE_LAST)
+    assert shared["count"] > 1
 
 
 @pytest.mark.parametrize("way", LAST)

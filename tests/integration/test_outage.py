@@ -163,7 +163,7 @@ class CutConnection(asyncpg.Connection):  # type: ignore[type-arg]
     committed = True
 
     async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:  # Any: the driver's signature
-        if not CutConnection.cut or "INSERT INTO eventflow.job" not in query:
+        if not CutConnection.cut or "eventflow.insert_jobs" not in query:
             return await super().fetchval(query, *args, **options)
         CutConnection.cut = False
         if CutConnection.committed:
@@ -173,7 +173,7 @@ class CutConnection(asyncpg.Connection):  # type: ignore[type-arg]
 
     async def fetch(self, query: str, *args: Any, **options: Any) -> Any:  # Any: the driver's signature
         rows = await super().fetch(query, *args, **options)
-        if CutConnection.cut and "INSERT INTO eventflow.running" in query:
+        if CutConnection.cut and "eventflow.claim_jobs" in query:
             CutConnection.cut = False
             self.terminate()
             raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
@@ -185,6 +185,7 @@ async def test_insert_whose_answer_was_lost_is_looked_up(dsn: str, admin_dsn: st
     async with flow_of(journal).open(dsn, connection_class=CutConnection) as app:
         CutConnection.cut, CutConnection.committed = True, True
         job_id = await app.jobs.schedule(Note())
+        assert not CutConnection.cut
         assert await app.jobs.get(job_id) is not None
 
     assert await count_jobs(admin_dsn) == 1
@@ -208,6 +209,7 @@ async def test_claim_whose_answer_was_lost_is_adopted(dsn: str, journal: Journal
         CutConnection.cut = True
         async with app.worker():
             records = [await ended(app, job_id, within=5.0) for job_id in ids]
+        assert not CutConnection.cut
 
     assert [(record.claim_no, record.crashes) for record in records] == [(1, 0)] * 5
 
