@@ -149,7 +149,7 @@ class Lane:
         self._connect = connect
         self._schema = schema
         self._idle = idle
-        self._lock = anyio.Lock(fast_acquire=True)
+        self._lock = anyio.Lock()
         self._connection: Connection | None = None
         self._answered_at = float("-inf")
 
