@@ -76,7 +76,8 @@ async def emptied(app: App) -> None:
     """Wait until all jobs have ended."""
 
     async def ended() -> bool:
-        return not any([await app.jobs.find(state=s, limit=1) for s in (JobState.WAITING, JobState.RUNNING)])
+        jobs = await app.jobs.find(limit=1000)  # in one look: they move
+        return not any(job.state in (JobState.WAITING, JobState.RUNNING) for job in jobs)
 
     await eventually(ended)
 
