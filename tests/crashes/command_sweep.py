@@ -52,6 +52,8 @@ SELECT state, attempt,
 FROM eventflow.any_job WHERE id = $1
 """
 
+TAKE = "SELECT eventflow.release_claims(worker_id, true) FROM (SELECT DISTINCT worker_id FROM eventflow.running) AS w"
+
 IN_HAND = ("claim.committed", "job.starting")
 ENDED = ("commit.committed", "transaction.committed", "command.committed", "job.ran")
 """What passes one of these has committed."""
@@ -66,6 +68,8 @@ TRANSACTIONS = (
     "transaction.committed",
 )
 LOCK = "stream.locked"
+UNLOCKED = (RUNNING, WROTE, "command.handled", "commit.sending", "changes.sending")
+"""Where a worker keeps others from nothing: they can take its job, and do it."""
 POINTS = (*points_of("publisher"), RUNNING, WROTE)
 
 NO_TRANSACTION: Mapping[str, str] = dict.fromkeys(TRANSACTIONS, "the handler asks for no transaction")
@@ -135,7 +139,7 @@ class Case:
         self.begin = begin
         self.effect = effect
         self.unreachable = unreachable
-        self._is_contended = is_contended
+        self.is_contended = is_contended
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -146,7 +150,7 @@ class Case:
         """Whether the worker that stands at this point is to die there."""
         if job.attempt != attempt or job.state != ("succeeded" if point in ENDED else "running"):
             return False
-        if not self._is_contended or point in IN_HAND or point in ENDED:
+        if not self.is_contended or point in IN_HAND or point in ENDED:
             return True
         # The transaction is opened for the lock, and all that follows holds it.
         return job.bumps == OTHERS and (job.is_locked or point == "transaction.opened")
@@ -199,25 +203,33 @@ class CommandCombination(msgspec.Struct, frozen=True):
 
     Attributes:
         points: One; or all that cannot be reached, where it is to live.
+        fate: It ``dies``; it ``lives``, since it never comes there; or it is ``late``: it stands there while another
+            takes the job from it and does it, and then goes on.
     """
 
     case: str
     attempt: int
     points: tuple[str, ...]
-    dies: bool = True
+    fate: str = "dies"
+
+    @property
+    def crashes(self) -> int:
+        """How often the job is given back."""
+        return int(self.fate == "late" or (self.fate == "dies" and self.points[0] not in ENDED))
 
     def __str__(self) -> str:
-        where = self.points[0] if self.dies else "unreachable"
-        return f"{self.case}-{('first', 'retried')[self.attempt - 1]}-{where}"
+        where = "unreachable" if self.fate == "lives" else self.points[0]
+        return f"{self.case}-{('first', 'retried')[self.attempt - 1]}-{self.fate}-{where}"
 
 
-def command_combinations(*, dies: bool) -> list[CommandCombination]:
-    """All of them in which the worker dies, or lives."""
+def command_combinations(fate: str) -> list[CommandCombination]:
+    """All of them in which this becomes of the worker."""
     return [
-        CommandCombination(name, attempt, points, dies)
+        CommandCombination(name, attempt, points, fate)
         for name, case in CASES.items()
         for attempt in (1, 2)
-        for points in ([(point,) for point in case.points] if dies else [tuple(case.unreachable)])
+        for points in ([tuple(case.unreachable)] if fate == "lives" else [(point,) for point in case.points])
+        if fate != "late" or (attempt == 1 and not case.is_contended and points[0] in UNLOCKED)
     ]
 
 
@@ -263,6 +275,10 @@ class CommandScene(Scene):
         row = await self.admin.fetchrow(SEEN, job_id.uuid, ledger)
         assert row is not None
         return Seen(*row.values())
+
+    async def has_logged(self, worker: ForkedProcess, event: str) -> bool:
+        """Whether a process has said so."""
+        return event in (self._directory / f"{self._processes.index(worker)}.log").read_text()
 
 
 Judge = Callable[[CommandScene, CommandCombination, JobId, LedgerId], Awaitable[None]]
@@ -314,19 +330,32 @@ async def _play(scene: CommandScene, combination: CommandCombination, judge: Jud
         seen = await scene.look(job.id, ledger)
         return any(case.is_here(seen, point, combination.attempt) for point in combination.points)
 
-    await (_dies if combination.dies else _lives)(scene, worker, is_here)
+    await {"dies": _dies, "lives": _lives, "late": _is_late}[combination.fate](scene, worker, is_here)
     await wait_until(scene.nothing_left)
     await judge(scene, combination, job.id, ledger)
 
 
-async def _dies(scene: CommandScene, worker: ForkedProcess, is_here: Callable[[], Awaitable[bool]]) -> None:
-    """Let the worker go on until it stands where it is to die, and kill it."""
+async def _comes_to(worker: ForkedProcess, is_here: Callable[[], Awaitable[bool]]) -> None:
+    """Let the worker go on until it stands where it is to."""
     await wait_until(worker.stands)
     while not await is_here():
         worker.resume()
         await wait_until(worker.stands)
+
+
+async def _dies(scene: CommandScene, worker: ForkedProcess, is_here: Callable[[], Awaitable[bool]]) -> None:
+    await _comes_to(worker, is_here)
     await scene.kill(worker)
     await scene.bystander()
+
+
+async def _is_late(scene: CommandScene, worker: ForkedProcess, is_here: Callable[[], Awaitable[bool]]) -> None:
+    await _comes_to(worker, is_here)
+    await scene.admin.execute(TAKE)
+    await scene.bystander()
+    await wait_until(scene.nothing_left)
+    worker.resume()
+    await wait_until(lambda: scene.has_logged(worker, "claim.lost"))
 
 
 async def _lives(scene: CommandScene, worker: ForkedProcess, is_here: Callable[[], Awaitable[bool]]) -> None:

@@ -22,6 +22,7 @@ from tests.support.ledgers import (
     write_row,
     written,
 )
+from tests.support.transitions import Transitions
 from tests.support.waiting import eventually, until
 
 LEDGER = LedgerId("ledger-0192f0c1-0000-7000-8000-000000000001")
@@ -187,6 +188,23 @@ async def test_row_of_a_handler_exists_exactly_if_the_events_do(dsn: str, admin_
             await ended(app, await app.commands.schedule(Deposit(aggregate_id=LEDGER, writes=True)))
 
         assert await written(admin_dsn) == (2, 2, 0, 2)
+
+
+@pytest.mark.parametrize("writes", [False, True], ids=["one statement", "transaction"])
+async def test_all_that_a_scheduled_command_changes_is_one_transaction(
+    writes: bool, dsn: str, admin_dsn: str, gate: Gate, transitions: Transitions
+) -> None:
+    """Event, receipt, follow-up job, the handler's own row, and the completion of the job that published it."""
+    async with ledger_flow(gate).open(dsn) as app, app.worker():
+        job_id = await app.commands.schedule(Deposit(aggregate_id=LEDGER, writes=writes, announces=True))
+        await ended(app, job_id)
+        [follow_up] = await app.jobs.find(name="FollowUp")
+
+    written_in = {(await transitions.of(job_id))[-1].transaction, (await transitions.of(follow_up.id))[0].transaction}
+    for table in ("eventflow.event", "eventflow.command_receipt", "own_row"):
+        written_in |= {int(row["xmin"]) for row in await query(admin_dsn, f"SELECT xmin::text FROM {table}")}
+    assert len(written_in) == 1
+    assert await written(admin_dsn) == (1, 1, 1, int(writes))
 
 
 async def test_row_of_a_handler_is_written_again_after_a_conflict(dsn: str, admin_dsn: str, gate: Gate) -> None:
