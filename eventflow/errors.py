@@ -20,6 +20,7 @@ EventFlowError
 ├── InvalidIdentityError
 ├── OptimisticConcurrencyError           others wrote to the stream meanwhile
 ├── DuplicateOperationError              the same source id for the second time
+├── StreamGrownError                     a subscriber has not looked at all events before it leaves a stream
 ├── DeadlinePassedError                  a deadline that was replaced or cancelled meanwhile
 ├── EventNotFoundError
 ├── CursorError                          where a reader of all events was, but cannot go on
@@ -290,6 +291,10 @@ class ForeignCursorError(CursorError):
             f"the cursor has seen {self.seen}, and this store has only come to {self.reached}: "
             "the cursor is another store's, or this one has been set back since"
         )
+
+
+class StreamGrownError(EventFlowError):
+    """There are more events in a stream than a subscriber has looked at for its next one; it looks again."""
 
 
 class DeadlinePassedError(EventFlowError):

@@ -61,12 +61,14 @@ class Step(msgspec.Struct, frozen=True):
     Attributes:
         subscriber: Its name.
         stream: Where the events are.
-        following: The job of its next event in the stream; ``None``: there is none yet.
+        stream_version: Of its next event in the stream; if there is none, of the last that was looked at.
+        following: The job of its next event; ``None``: there is none yet, which is refused if there are more events.
     """
 
     subscriber: str
     stream: StreamId
-    following: JobId | None
+    stream_version: int
+    following: JobId | None = None
 
 
 class Deadline(msgspec.Struct, frozen=True):

@@ -59,6 +59,10 @@ class InMemoryEventStore:
         events = self._streams.get(stream, [])[0 if snapshot is None else snapshot.stream_version :]
         return History(snapshot=snapshot, events=[event.past for event in events])
 
+    def version_of(self, stream: StreamId) -> int:
+        """The number of its events."""
+        return len(self._streams.get(stream, ()))
+
     async def append(self, changes: Changes, *, connection: Any = None) -> None:
         refuse_connection(connection)
         self.write(changes)
@@ -105,7 +109,7 @@ class InMemoryEventStore:
 
     def _check(self, changes: Changes, job_id: JobId | None) -> None:
         stream, receipt = changes.stream, changes.receipt
-        if stream is not None and changes.events and len(self._streams.get(stream, ())) != changes.expected_version:
+        if stream is not None and changes.events and self.version_of(stream) != changes.expected_version:
             raise OptimisticConcurrencyError(stream, changes.expected_version)
         fires = changes.fires
         if fires is not None and (job_id is None or self._deadlines.get(fires) != job_id):

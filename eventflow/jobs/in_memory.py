@@ -8,7 +8,7 @@ import msgspec
 
 from eventflow.clock import Clock, to_datetime, to_microseconds
 from eventflow.errors import DatabaseError, LeaseLostError
-from eventflow.eventstore import Changes
+from eventflow.eventstore import Changes, StreamId
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.records import (
@@ -37,12 +37,17 @@ from eventflow.jobs.unit_of_work import Commits
 from eventflow.scheduling import Due
 
 _DAY_US = 24 * 60 * 60 * 1_000_000
+_LIVE = (JobState.WAITING, JobState.RUNNING, JobState.DEAD)
 _ENDED = {
     Outcome.SUCCEEDED: JobState.SUCCEEDED,
     Outcome.IGNORED: JobState.IGNORED,
     Outcome.CANCELLED: JobState.CANCELLED,
     Outcome.DEAD: JobState.DEAD,
 }
+
+
+Lines = dict[tuple[str, StreamId], NewJob | None]
+"""By subscriber and stream, the job that is to stand there; ``None``: none is."""
 
 
 class _Row:
@@ -84,6 +89,9 @@ class InMemoryJobStore:
 
     Args:
         clock: Its wall time is the store's time.
+
+    Attributes:
+        lines: Where subscribers that take events in order stand, by subscriber and stream: the job there.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -91,10 +99,32 @@ class InMemoryJobStore:
         self._wakes: list[Callable[[], None]] = []
         self._rows: dict[JobId, _Row] = {}
         self._workers: dict[WorkerId, _Worker] = {}
+        self.lines: dict[tuple[str, StreamId], NewJob] = {}
 
     def on_wake(self, wake: Callable[[], None]) -> None:
         """Call this when there may be something to claim."""
         self._wakes.append(wake)
+
+    def move_lines(self, moved: Lines) -> None:
+        """Subscribers that take events in order stand elsewhere from now on."""
+        for line, job in moved.items():
+            if job is None:
+                self.lines.pop(line, None)
+            else:
+                self.lines[line] = job
+
+    def check_new(self, jobs: Sequence[NewJob]) -> None:
+        """
+        Refuse an id that is taken, as a table would.
+
+        Raises:
+            DatabaseError: there is such a job, or there are two of them.
+        """
+        ids = set[JobId]()
+        for job in jobs:
+            if job.id in self._rows or job.id in ids:
+                raise DatabaseError(f"{job.id} exists")
+            ids.add(job.id)
 
     def drop_waiting(self, job_id: JobId) -> None:
         """Forget a job if it still waits: a deadline that was replaced."""
@@ -181,6 +211,7 @@ class InMemoryJobStore:
     async def claim(
         self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int, parked: bool = False
     ) -> ClaimBatch:
+        self._mend_lines()
         now, kinds = self._now(), (None, "unknown") if parked else (None,)
         claimable = sorted(self._claimable(interest), key=_Row.order)
         due = [row for row in claimable if row.parked in kinds and row.ready_us <= now][:ready]
@@ -215,7 +246,19 @@ class InMemoryJobStore:
         return len(unknown)
 
     async def sweep(self) -> int:
-        return 0  # claims look at all jobs
+        return 0  # claims look at all jobs and lines
+
+    def _mend_lines(self) -> None:
+        """Put lines on their way whose job has ended without going on: with a job that only passes over its event."""
+        for line, job in self.lines.items():
+            row = self._rows.get(job.id)
+            if row is None or row.state not in _LIVE:
+                payload = {**msgspec.json.decode(job.payload), "passes_over": True}
+                passing = msgspec.structs.replace(
+                    job, id=JobId.new(), payload=msgspec.json.encode(payload), due=Due(), line=None
+                )
+                self._add([passing])
+                self.lines[line] = passing
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
         return [_claimed(row) for row in self._held_by(worker_id) if row.job.id not in known]
@@ -251,13 +294,9 @@ class InMemoryJobStore:
         return to_microseconds(self._clock.now())
 
     def _add(self, jobs: Sequence[NewJob]) -> None:
-        """Add all of them, or none: an id that is taken is refused as a table would."""
-        now, rows = self._now(), dict[JobId, _Row]()
-        for job in jobs:
-            if job.id in self._rows or job.id in rows:
-                raise DatabaseError(f"{job.id} exists")
-            rows[job.id] = _Row(job, now)
-        self._rows.update(rows)
+        self.check_new(jobs)
+        now = self._now()
+        self._rows.update({job.id: _Row(job, now) for job in jobs})
 
     def _claimable(self, interest: Interest) -> list[_Row]:
         known = set(zip(interest.names, interest.versions, strict=True))

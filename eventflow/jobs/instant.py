@@ -115,7 +115,8 @@ class InstantCommits:
     ) -> None:
         refuse_connection(connection)
         self._events.write(changes)
-        await self._run(jobs)
+        following = None if changes.step is None else changes.step.following
+        await self._run([job for job in jobs if job.id != following])  # every event has had its job when it was written
 
 
 def _claimed(job: NewJob, now_us: int) -> ClaimedJob:

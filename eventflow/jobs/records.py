@@ -16,11 +16,23 @@ from eventflow.ids import JobId, WorkerId
 from eventflow.scheduling import Due
 
 
+class Line(msgspec.Struct, frozen=True):
+    """
+    Where a job stands in line: it is about an event, for a subscriber that takes those of a stream in order.
+
+    Attributes:
+        stream_version: The event's number.
+    """
+
+    subscriber: str
+    stream_version: int
+
+
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """
     A job as it is handed to the store: encoded and checked.
 
-    *line*: the subscriber that takes the events of a stream in order; of its jobs there, only the first is added.
+    *line*: it is added only if it is the first there.
     """
 
     id: JobId
@@ -36,7 +48,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     aggregate_id: str | None = None
     retry: bytes | None = None
     timeout_us: int | None = None
-    line: str | None = None
+    line: Line | None = None
 
 
 class ClaimedJob(msgspec.Struct, frozen=True):

@@ -103,7 +103,11 @@ class JobStore(Protocol):
         ...
 
     async def sweep(self) -> int:
-        """Find jobs that claims have passed by, if the store knows such; returns how many are ready again."""
+        """
+        Find jobs that claims have passed by, and lines whose job has ended without going on, if the store knows such.
+
+        Returns how many are ready again.
+        """
         ...
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:

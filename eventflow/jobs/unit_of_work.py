@@ -5,11 +5,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import anyio
+import msgspec
 from typing_extensions import Unpack
 
 from eventflow.commands import Causation
-from eventflow.errors import CommitUnknownError, EventFlowError, OptimisticConcurrencyError
-from eventflow.eventstore import Changes, Deadline, EventMetadata, EventStore, History, ReceiptKey, StreamId
+from eventflow.errors import CommitUnknownError, EventFlowError, OptimisticConcurrencyError, StreamGrownError
+from eventflow.eventstore import Changes, Deadline, EventMetadata, EventStore, History, ReceiptKey, Step, StreamId
 from eventflow.ids import JobId
 from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.records import Ending, NewJob
@@ -20,6 +21,8 @@ Write = Callable[[Changes, Sequence[NewJob], Any], Awaitable[None]]
 """Writes changes and jobs, all or nothing; in the transaction of a connection, if there is one."""
 Follow = Callable[[Changes], Sequence[NewJob]]
 """The jobs that follow from changes by themselves: those of subscribers."""
+NextStep = Callable[[], Awaitable[tuple[Step, NewJob | None]]]
+"""Where a subscriber goes from its event, and the job to add for it."""
 
 
 class Commits(Protocol):
@@ -38,9 +41,9 @@ class Commits(Protocol):
             connection: Write in this connection's transaction, which is the caller's to commit.
 
         Raises:
-            ClaimLostError, OptimisticConcurrencyError, DuplicateOperationError, DeadlinePassedError: nothing was
-                written. A conflict that has the driver's error as its cause is one that the snapshot of the caller's
-                transaction does not show: that transaction has failed.
+            ClaimLostError, OptimisticConcurrencyError, DuplicateOperationError, DeadlinePassedError, StreamGrownError:
+                nothing was written. A conflict that has the driver's error as its cause is one that the snapshot of the
+                caller's transaction does not show: that transaction has failed.
             DatabaseUnavailableError: nothing was written.
             CommitUnknownError: the connection broke and it cannot be told.
         """
@@ -50,20 +53,17 @@ class Commits(Protocol):
 class Transactions(Protocol):
     """Transactions that handlers write in."""
 
-    def begin(self) -> AbstractAsyncContextManager[Any]:
-        """A connection in a transaction, committed at the end of the block."""
+    def begin(self, *, read_committed: bool = False) -> AbstractAsyncContextManager[Any]:
+        """
+        A connection in a transaction, committed at the end of the block.
+
+        Args:
+            read_committed: Each statement sees what was committed before it, whatever is set for the role.
+        """
         ...
 
     async def lock(self, connection: Any, stream: StreamId) -> None:
         """Keep others from writing to a stream until the connection's transaction has ended."""
-        ...
-
-    async def lock_line(self, connection: Any, subscriber: str, stream: StreamId) -> bool:
-        """
-        Have whoever appends to a stream wait for a subscriber that may leave its line there.
-
-        Returns whether it is catching up there: later events may have been dealt with already.
-        """
         ...
 
 
@@ -74,7 +74,7 @@ class JobUnitOfWork:
     Attributes:
         jobs: What was scheduled, encoded.
         is_committed: Everything was written.
-        before_commit: Has the last word on what is written; it may lock and add.
+        next_step: Where a subscriber that takes events in order goes from here: asked before each try to commit.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class JobUnitOfWork:
         self.deadline = deadline
         self.jobs: list[NewJob] = []
         self.is_committed = False
-        self.before_commit: Callable[[Changes], Awaitable[Changes]] | None = None
+        self.next_step: NextStep | None = None
         self._units = units
         self._write = write
         self._callers_connection = connection
@@ -109,10 +109,6 @@ class JobUnitOfWork:
 
     def unschedule(self, job_id: JobId) -> None:
         self.jobs[:] = [job for job in self.jobs if job.id != job_id]
-
-    def add(self, job: NewJob) -> None:
-        """Add a job that is encoded already."""
-        self.jobs.append(job)
 
     async def begin(self) -> None:
         if self._failed is not None:
@@ -131,7 +127,7 @@ class JobUnitOfWork:
         if self._units.transactions is None:
             raise EventFlowError("context.transaction() needs a database; this application keeps everything in memory")
         if self._transaction is None:
-            transaction = self._units.transactions.begin()
+            transaction = self._units.transactions.begin(read_committed=True)  # a conflict is seen and tried again
             self._connection = await transaction.__aenter__()
             self._transaction = transaction
         return self._connection
@@ -139,21 +135,11 @@ class JobUnitOfWork:
     @property
     def wants_commit(self) -> bool:
         """Whether something is left to commit, apart from the jobs."""
-        return self._transaction is not None or (self.before_commit is not None and not self.is_committed)
+        return self._transaction is not None or (self.next_step is not None and not self.is_committed)
 
     async def lock(self, stream: StreamId) -> None:
         if self._units.transactions is not None:
             await self._units.transactions.lock(await self.transaction(), stream)
-
-    async def lock_line(self, subscriber: str, stream: StreamId) -> bool:
-        """
-        Have whoever appends to a stream wait until this is written: the subscriber may leave its line there.
-
-        Returns whether it is catching up there: later events may have been dealt with already.
-        """
-        if self._units.transactions is None:
-            return False
-        return await self._units.transactions.lock_line(await self.transaction(), subscriber, stream)
 
     async def commit(self, changes: Changes) -> None:
         try:
@@ -172,9 +158,21 @@ class JobUnitOfWork:
             await self._end(_Undone())
 
     async def _commit(self, changes: Changes) -> None:
-        if self.before_commit is not None:
-            changes = await self.before_commit(changes)
         jobs = [*self.jobs, *self._units.follow(changes)]
+        if self.next_step is None:
+            await self._write_all(changes, jobs)
+            return
+        while True:
+            step, following = await self.next_step()
+            try:
+                await self._write_all(
+                    msgspec.structs.replace(changes, step=step), jobs if following is None else [*jobs, following]
+                )
+            except StreamGrownError:
+                continue
+            return
+
+    async def _write_all(self, changes: Changes, jobs: Sequence[NewJob]) -> None:
         if self._transaction is None:
             await self._write(changes, jobs, self._callers_connection)
         else:
@@ -184,6 +182,8 @@ class JobUnitOfWork:
     async def _commit_transaction(self, changes: Changes, jobs: Sequence[NewJob]) -> None:
         try:
             await self._write(changes, jobs, self._connection)
+        except StreamGrownError:
+            raise  # nothing was written, and the transaction goes on
         except BaseException as exc:
             await self._end(exc)
             raise

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from eventflow.eventstore import StreamId
 from eventflow.jobs import NewJob
 from eventflow.postgres.connection import Lanes
 from eventflow.postgres.queues import Queues
 from eventflow.postgres.rows import insert_arguments
 from eventflow.postgres.statements import statement
-from eventflow.subscribers import Progress
+from eventflow.subscribers import Place, Progress
 
 
 class PostgresCatchUps:
@@ -31,7 +30,7 @@ class PostgresCatchUps:
         return Progress(**rows[0]) if rows else None
 
     async def save(
-        self, subscriber: str, progress: Progress, jobs: Sequence[NewJob], streams: Sequence[StreamId] | None
+        self, subscriber: str, progress: Progress, jobs: Sequence[NewJob], places: Sequence[Place] | None
     ) -> int:
         queue_ids = await self._queues.ids(jobs)
         async with self._lanes.connection() as connection:
@@ -41,8 +40,9 @@ class PostgresCatchUps:
                 progress.cursor,
                 progress.events_read,
                 progress.is_finished,
-                None if streams is None else [stream.aggregate_name for stream in streams],
-                None if streams is None else [stream.aggregate_id for stream in streams],
+                None if places is None else [place.stream.aggregate_name for place in places],
+                None if places is None else [place.stream.aggregate_id for place in places],
+                None if places is None else [place.stream_version for place in places],
                 *insert_arguments(jobs, queue_ids),
             )
         made: int = row["made"]

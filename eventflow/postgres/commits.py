@@ -12,6 +12,7 @@ from eventflow.errors import (
     DatabaseError,
     DeadlinePassedError,
     OptimisticConcurrencyError,
+    StreamGrownError,
 )
 from eventflow.eventstore import Changes, Deadline, ReceiptKey, Step
 from eventflow.failpoints import failpoint
@@ -193,7 +194,7 @@ def commit_arguments(
         None if snapshot is None else snapshot.version,
         None if snapshot is None else snapshot.data.decode(),
         *_step_arguments(changes.step),
-        [job.line for job in jobs] if any(job.line for job in jobs) else [],
+        *_line_arguments(jobs),
         *insert_arguments(jobs, queue_ids),
     )
 
@@ -217,9 +218,16 @@ def _deadline_arguments(fires: Deadline | None) -> tuple[Any, ...]:
 
 def _step_arguments(step: Step | None) -> tuple[Any, ...]:
     if step is None:
-        return (None,) * 4
+        return (None,) * 5
     following = None if step.following is None else step.following.uuid
-    return step.subscriber, step.stream.aggregate_name, step.stream.aggregate_id, following
+    return step.subscriber, step.stream.aggregate_name, step.stream.aggregate_id, following, step.stream_version
+
+
+def _line_arguments(jobs: Sequence[NewJob]) -> tuple[list[str | None], list[int | None]]:
+    if not any(job.line for job in jobs):
+        return [], []
+    lines = [job.line for job in jobs]
+    return [line and line.subscriber for line in lines], [line and line.stream_version for line in lines]
 
 
 def _key(key: ReceiptKey) -> tuple[str, str, str]:
@@ -239,4 +247,6 @@ def _checked(row: asyncpg.Record | None, changes: Changes, ends: Ending | None) 
         raise changes.receipt.key.duplicate()
     if status == "passed" and changes.fires is not None:
         raise DeadlinePassedError(changes.fires.stream, changes.fires.name)
+    if status == "grown":
+        raise StreamGrownError
     return soonest_us

@@ -33,6 +33,11 @@ READ_COMMITTED = "set_config('default_transaction_isolation', 'read committed', 
 """What our statements are made for, whatever is set for the role: any higher, and claims conflict all the time."""
 ABANDONED = "set_config('idle_in_transaction_session_timeout', '8s', false)"
 """The server never hears of a client that the network has lost: the rows its transaction has locked must not wait."""
+ABANDONED_IN_HANDLER = """
+set_config('idle_in_transaction_session_timeout',
+    coalesce(nullif(current_setting('idle_in_transaction_session_timeout'), '0'), '60s'), false)
+""".strip()
+"""The same where handlers write in a transaction, which may wait for something else; unless a limit is set already."""
 
 
 class Connector:

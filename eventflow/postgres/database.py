@@ -13,7 +13,7 @@ from eventflow.clock import Clock
 from eventflow.jobs import JobEncoder
 from eventflow.postgres.catch_ups import PostgresCatchUps
 from eventflow.postgres.commits import PostgresCommits
-from eventflow.postgres.connection import CONNECT_SECONDS, Connector, Lane, Lanes, connector
+from eventflow.postgres.connection import ABANDONED_IN_HANDLER, CONNECT_SECONDS, Connector, Lane, Lanes, connector
 from eventflow.postgres.event_store import PostgresEventStore
 from eventflow.postgres.job_store import NOTIFY_WITHIN_US, PostgresJobStore
 from eventflow.postgres.notifier import Notifier
@@ -106,7 +106,7 @@ class PostgresDatabase:
         check_schema(schema)
         pool = asyncpg.create_pool(
             dsn,
-            connect=Dialer("transactions"),
+            connect=Dialer("transactions", set_up=ABANDONED_IN_HANDLER),
             min_size=0,
             max_size=pool_size,
             server_settings={"application_name": f"eventflow transactions {os.getpid()}"},

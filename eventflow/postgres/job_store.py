@@ -349,10 +349,11 @@ class PostgresJobStore:
         [row] = await self._watching.fetch(self._sql("sweep_jobs"), self._bounds.bounds_us)
         self._bounds.swept(open_xid)
         swept: int = row["swept"]
-        if swept:
-            log.info("job.swept", extra={"jobs": swept})
+        mended: int = row["mended"]
+        if swept or mended:
+            log.info("job.swept", extra={"jobs": swept, "lines": mended})
             self._wake()
-        return swept
+        return swept + mended
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
         rows = await self._claiming.fetch(self._sql("select_claims"), worker_id.uuid, [job_id.uuid for job_id in known])

@@ -61,9 +61,12 @@ class Transactions:
         return self._open.get(id(connection))
 
     @asynccontextmanager
-    async def begin(self) -> AsyncGenerator[PooledConnection]:
+    async def begin(self, *, read_committed: bool = False) -> AsyncGenerator[PooledConnection]:
         """
         A connection in a transaction: committed when the block ends, rolled back when it raises.
+
+        Args:
+            read_committed: Each statement sees what was committed before it, whatever is set for the role.
 
         Raises:
             DatabaseUnavailableError: there was no connection; nothing was written.
@@ -78,7 +81,7 @@ class Transactions:
             raise translate(exc, self._schema) from exc
         try:
             self._open[id(connection)] = transaction
-            scope = connection.transaction()
+            scope = connection.transaction(isolation="read_committed" if read_committed else None)
             await self._start(connection, scope)
             failpoint("transaction.opened")
             try:
@@ -112,24 +115,6 @@ class Transactions:
         except DRIVER_ERRORS as exc:
             raise translate(exc, self._schema) from exc
         failpoint("stream.locked")
-
-    async def lock_line(self, connection: AnyConnection, subscriber: str, stream: StreamId) -> bool:
-        """
-        Have whoever appends to a stream wait for a subscriber that may leave its line there.
-
-        Returns whether it is catching up there.
-        """
-        try:
-            catching_up: bool | None = await connection.fetchval(
-                statement("lock_line", self._schema),
-                subscriber,
-                stream.aggregate_name,
-                stream.aggregate_id,
-                timeout=STATEMENT_SECONDS,
-            )
-        except DRIVER_ERRORS as exc:
-            raise translate(exc, self._schema) from exc
-        return bool(catching_up)
 
     async def _start(self, connection: PooledConnection, scope: DriverTransaction) -> None:
         try:

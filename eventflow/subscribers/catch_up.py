@@ -6,9 +6,9 @@ from typing import Protocol
 import msgspec
 
 from eventflow.errors import UnknownSubscriberError
-from eventflow.eventstore import EventStore, StreamId
+from eventflow.eventstore import EventStore
 from eventflow.jobs import NewJob
-from eventflow.subscribers.dispatcher import EventDispatcher
+from eventflow.subscribers.dispatcher import EventDispatcher, Place
 
 PAGE = 500
 """Events that are read, and given their jobs, in one step."""
@@ -39,7 +39,7 @@ class CatchUpStore(Protocol):
         ...
 
     async def save(
-        self, subscriber: str, progress: Progress, jobs: Sequence[NewJob], streams: Sequence[StreamId] | None
+        self, subscriber: str, progress: Progress, jobs: Sequence[NewJob], places: Sequence[Place] | None
     ) -> int:
         """
         Add jobs and remember the progress, in one transaction.
@@ -48,8 +48,8 @@ class CatchUpStore(Protocol):
             subscriber: Its name.
             progress: What to remember; the jobs are counted by the store.
             jobs: Those that exist already are left out.
-            streams: Where their events are, for a subscriber that takes them in order: then only the first job of a
-                stream is added, and none where it stands in line already.
+            places: Their events, for a subscriber that takes them in order: then only the first job of a stream is
+                added, and none where it is being caught up already, or has not come so far yet.
 
         Returns:
             The number of jobs that were added.
@@ -85,20 +85,21 @@ class CatchUp:
         subscription = self._dispatcher.find(subscriber)
         if subscription is None:
             raise UnknownSubscriberError(subscriber, self._dispatcher.names())
+        is_ordered = subscription.subscriber.is_ordered
         progress = await self._store.load(subscriber)
         if progress is None or progress.is_finished:
             progress = Progress()
         while not progress.is_finished:
             page = await self._events.read_all(progress.cursor, limit=PAGE)
             wanted = [e for e in page.events if subscription in self._dispatcher.interested(e.name, e.version)]
-            jobs = [self._dispatcher.job_of(subscription, event) for event in wanted]
-            streams = [event.stream for event in wanted] if subscription.subscriber.is_ordered else None
+            places = [Place.of(event) for event in wanted]
+            jobs = [self._dispatcher.job(subscription, place, catches_up=is_ordered) for place in places]
             progress = msgspec.structs.replace(
                 progress,
                 cursor=page.cursor,
                 events_read=progress.events_read + len(page.events),
                 is_finished=page.is_last,
             )
-            made = await self._store.save(subscriber, progress, jobs, streams)
+            made = await self._store.save(subscriber, progress, jobs, places if is_ordered else None)
             progress = msgspec.structs.replace(progress, jobs_made=progress.jobs_made + made)
             yield progress

@@ -9,7 +9,7 @@ from eventflow.commands import Causation
 from eventflow.errors import EventNotFoundError
 from eventflow.eventstore import Changes, EventDefinitions, EventId, EventStore, Step, StoredEvent, StreamId
 from eventflow.ids import JobId, deterministic_uuid
-from eventflow.jobs import JobContext, JobEncoder, JobRecord, NewJob
+from eventflow.jobs import JobContext, JobEncoder, JobRecord, JobState, Line, NewJob
 from eventflow.subscribers.event_job import EventJob, EventJobRunner
 from eventflow.subscribers.subscriber import Subscriber
 
@@ -18,6 +18,8 @@ SUBSCRIBERS_NAMESPACE = UUID("0d0a4a6e-5d0c-4c0e-9a5f-2f6d8f7f3b11")
 PAGE = 100
 """Events read at once to find the next of a subscriber."""
 
+
+_PASSED = (JobState.SUCCEEDED, JobState.IGNORED, JobState.CANCELLED)
 
 FindJob = Callable[[JobId], Awaitable[JobRecord | None]]
 
@@ -29,7 +31,7 @@ class Subscription(msgspec.Struct, frozen=True):
     job_type: type[EventJob]
 
 
-class _Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True):
     """Which event a job is about."""
 
     stream: StreamId
@@ -39,7 +41,7 @@ class _Place(msgspec.Struct, frozen=True):
     correlation_id: str | None
 
     @classmethod
-    def of(cls, stored: StoredEvent) -> "_Place":
+    def of(cls, stored: StoredEvent) -> "Place":
         """That of a stored event."""
         return cls(stored.stream, stored.stream_version, stored.id, stored.name, stored.metadata.correlation_id)
 
@@ -77,9 +79,7 @@ class EventDispatcher(EventJobRunner):
         if changes.stream is None or not self._subscriptions:
             return ()
         return [
-            self.job(
-                subscription, _Place(changes.stream, number, event.id, event.name, changes.metadata.correlation_id)
-            )
+            self.job(subscription, Place(changes.stream, number, event.id, event.name, changes.metadata.correlation_id))
             for number, event in enumerate(changes.events, start=changes.expected_version + 1)
             for subscription in self.interested(event.name, event.version)
         ]
@@ -96,23 +96,22 @@ class EventDispatcher(EventJobRunner):
             )
         return found
 
-    def job(self, subscription: Subscription, place: _Place) -> NewJob:
+    def job(self, subscription: Subscription, place: Place, *, catches_up: bool = False) -> NewJob:
         """The job of one event for one subscriber; always the same id."""
         message = subscription.job_type(
             aggregate_name=place.stream.aggregate_name,
             aggregate_id=place.stream.aggregate_id,
             stream_version=place.stream_version,
             event=place.name,
+            catches_up=catches_up,
         )
         subscriber = subscription.subscriber
         identity = f"{place.event_id}/{subscriber.name}".encode()
         job_id = JobId.of(str(deterministic_uuid(SUBSCRIBERS_NAMESPACE, identity)))
         new = self._encoder.encode(message, Causation(place.correlation_id or job_id, place.event_id), job_id=job_id)
-        return msgspec.structs.replace(new, line=subscriber.name) if subscriber.is_ordered else new
-
-    def job_of(self, subscription: Subscription, stored: StoredEvent) -> NewJob:
-        """The job of a stored event for one subscriber."""
-        return self.job(subscription, _Place.of(stored))
+        if not subscriber.is_ordered:
+            return new
+        return msgspec.structs.replace(new, line=Line(subscriber.name, place.stream_version))
 
     def find(self, name: str) -> Subscription | None:
         """The subscription of this name."""
@@ -130,32 +129,73 @@ class EventDispatcher(EventJobRunner):
             EventNotFoundError: there is no such event.
         """
         subscription = self._subscriptions[type(job)]
-        stored = await self._events.load(job.stream, after=job.stream_version - 1, limit=1)
-        if not stored:
+        is_ordered = subscription.subscriber.is_ordered
+        events = await self.load(job.stream, after=job.stream_version - 1, limit=2 if is_ordered else 1)
+        if not events:
             raise EventNotFoundError(job.stream, job.stream_version)
-        if subscription.subscriber.is_ordered:
-            context.unit.before_commit = lambda changes: self._step(subscription, job, context, changes)
-        for recorded in self._definitions.read(stored[0]):
-            if subscription.subscriber.wants(type(recorded.event)):
-                await subscription.subscriber.handle(recorded, context)
+        if is_ordered:
+            context.unit.next_step = _NextStep(self, subscription, job, events[1:])
+        if not job.passes_over:
+            wanted = [r for r in self._definitions.read(events[0]) if subscription.subscriber.wants(type(r.event))]
+            await subscription.subscriber.handle(wanted, context)
 
-    async def _step(self, subscription: Subscription, job: EventJob, context: JobContext, changes: Changes) -> Changes:
-        """Go on to the next event of the stream, if there is one; whoever appends meanwhile waits for the answer."""
-        catching_up = await context.unit.lock_line(subscription.subscriber.name, job.stream)
-        following = await self._following(subscription, job, catching_up=catching_up)
-        if following is not None:
-            context.unit.add(following)
-        step = Step(subscription.subscriber.name, job.stream, None if following is None else following.id)
-        return msgspec.structs.replace(changes, step=step)
+    async def load(self, stream: StreamId, *, after: int, limit: int) -> Sequence[StoredEvent]:
+        """Events of a stream."""
+        return await self._events.load(stream, after=after, limit=limit)
 
-    async def _following(self, subscription: Subscription, job: EventJob, *, catching_up: bool) -> NewJob | None:
-        """The job of the next event, which is the first in line; ``None``: there is none yet."""
-        after = job.stream_version
-        while page := await self._events.load(job.stream, after=after, limit=PAGE):
-            for stored in page:
-                if subscription in self.interested(stored.name, stored.version):
-                    new = msgspec.structs.replace(self.job_of(subscription, stored), line=None)
-                    if not (catching_up and await self._find_job(new.id)):
-                        return new
-            after = page[-1].stream_version
-        return None
+    async def find_job(self, job_id: JobId) -> JobRecord | None:
+        """Look a job up."""
+        return await self._find_job(job_id)
+
+
+class _NextStep:
+    """
+    Goes from an event of a stream to the next that the subscriber wants.
+
+    Args:
+        ahead: The events that are known to follow.
+    """
+
+    def __init__(
+        self, dispatcher: EventDispatcher, subscription: Subscription, job: EventJob, ahead: Sequence[StoredEvent]
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._subscription = subscription
+        self._job = job
+        self._ahead = ahead
+        self._seen = job.stream_version
+        self._looks = 0
+        self._found: tuple[Step, NewJob | None] | None = None
+
+    async def __call__(self) -> tuple[Step, NewJob | None]:
+        """Where it goes, as far as events are known; called again, it looks whether there are more by now."""
+        self._looks += 1
+        if self._looks > 1 and not self._ahead:
+            await self._look()
+        while self._found is None and self._ahead:
+            await self._walk()
+        return self._found or (self._step(self._seen), None)
+
+    async def _walk(self) -> None:
+        for stored in self._ahead:
+            self._seen = stored.stream_version
+            if self._subscription in self._dispatcher.interested(stored.name, stored.version):
+                self._found = await self._stop_at(Place.of(stored))
+                if self._found is not None:
+                    return
+        await self._look()
+
+    async def _look(self) -> None:
+        self._ahead = await self._dispatcher.load(self._job.stream, after=self._seen, limit=PAGE)
+
+    async def _stop_at(self, place: Place) -> tuple[Step, NewJob | None] | None:
+        """Go on with this event; ``None``: it has been dealt with before."""
+        new = self._dispatcher.job(self._subscription, place, catches_up=self._job.catches_up)
+        present = await self._dispatcher.find_job(new.id) if self._job.catches_up else None
+        step = self._step(place.stream_version, new.id)
+        if present is None:
+            return step, msgspec.structs.replace(new, line=None)
+        return None if present.state in _PASSED else (step, None)
+
+    def _step(self, stream_version: int, following: JobId | None = None) -> Step:
+        return Step(self._subscription.subscriber.name, self._job.stream, stream_version, following)

@@ -17,12 +17,16 @@ class EventJob(Job):
 
     Attributes:
         event: Its stored name, for who looks at the job.
+        catches_up: Later events may have been dealt with already.
+        passes_over: The event is left out, and only those behind it in line are to come.
     """
 
     aggregate_name: str
     aggregate_id: str
     stream_version: int
     event: str
+    catches_up: bool = False
+    passes_over: bool = False
 
     @property
     def stream(self) -> StreamId:

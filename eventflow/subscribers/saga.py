@@ -1,6 +1,6 @@
 """Sagas: aggregates that follow the events of others, and decide what comes next."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -100,7 +100,7 @@ def handles(*, by: str | None = None, starts: bool = False) -> Callable[[M], M]:
 class HandleEvent(Command[Identity]):
     """How an event reaches a saga: as an operation with the event's id."""
 
-    recorded: Any  # the event, not stored: this is never encoded
+    events: Any  # what one stored event was read as; this is never encoded
 
 
 class _SagaHandler(CommandHandler):
@@ -116,11 +116,10 @@ class _SagaHandler(CommandHandler):
 
     async def __call__(self, *arguments: Any) -> None:
         saga, command, context = arguments
-        event: Event = command.recorded.event
-        handling = handlings_of(self._saga_type).get(type(event))
-        if handling is None or saga.is_completed or (saga.is_new and not handling.starts):
-            return
-        await self._invoker.call(handling.method, saga, event, context)
+        for event in command.events:
+            handling = handlings_of(self._saga_type)[type(event)]
+            if not saga.is_completed and (handling.starts or not saga.is_new or saga.uncommitted_events):
+                await self._invoker.call(handling.method, saga, event, context)
 
 
 class SagaSubscriber:
@@ -145,11 +144,20 @@ class SagaSubscriber:
     def wants(self, event_type: type[Event]) -> bool:
         return event_type in handlings_of(self.saga_type)
 
-    async def handle(self, recorded: RecordedEvent[Event], job: JobContext) -> None:
-        saga_id = self._locate(recorded)
-        if saga_id is None:
+    async def handle(self, events: Sequence[RecordedEvent[Event]], job: JobContext) -> None:
+        located = [(saga_id, recorded) for recorded in events if (saga_id := self._locate(recorded)) is not None]
+        if not located:
             return
-        command = HandleEvent(aggregate_id=saga_id, source_id=SourceId(recorded.stored.id), recorded=recorded)
+        saga_id, first = located[0]
+        if any(other != saga_id for other, _ in located):
+            raise InvalidHandlerError(
+                f"{self.saga_type.__qualname__}: {first.stored.id} was upgraded into events for several sagas"
+            )
+        command = HandleEvent(
+            aggregate_id=saga_id,
+            source_id=SourceId(first.stored.id),
+            events=[recorded.event for _, recorded in located],
+        )
         try:
             await self.execution.execute(command, self._handler, job.unit)
         except DuplicateOperationError:

@@ -1,6 +1,6 @@
 """Subscribers: functions that react to events, each event a durable job of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from types import UnionType
 from typing import Any, Protocol, Union, get_args, get_origin
@@ -83,8 +83,8 @@ class Subscriber(Protocol):
         """Whether events of this type are for it."""
         ...
 
-    async def handle(self, recorded: RecordedEvent[Event], job: JobContext) -> None:
-        """Deal with one event."""
+    async def handle(self, events: Sequence[RecordedEvent[Event]], job: JobContext) -> None:
+        """Deal with one stored event: what its upgraders have made of it, as far as it is wanted."""
         ...
 
 
@@ -114,10 +114,10 @@ class FunctionSubscriber:
     def wants(self, event_type: type[Event]) -> bool:
         return issubclass(event_type, self.event_types)
 
-    async def handle(self, recorded: RecordedEvent[Event], job: JobContext) -> None:
-        await self.call(
-            recorded.event, SubscriberContext(recorded, services=job.services, unit=job.unit, attempt=job.attempt)
-        )
+    async def handle(self, events: Sequence[RecordedEvent[Event]], job: JobContext) -> None:
+        for recorded in events:
+            context = SubscriberContext(recorded, services=job.services, unit=job.unit, attempt=job.attempt)
+            await self.call(recorded.event, context)
 
     async def call(self, event: Event, context: SubscriberContext) -> None:
         """Call the function."""

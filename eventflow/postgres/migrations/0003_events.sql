@@ -49,13 +49,15 @@ CREATE TABLE eventflow.snapshot (
     PRIMARY KEY (aggregate_name, aggregate_id)
 );
 
--- Where a subscriber that takes the events of a stream in order stands there: the job of the event that is next. While
+-- Where a subscriber that takes the events of a stream in order stands there: which event is next, and its job. While
 -- there is a row, events that follow make no job: that of the next event is made when the one before has been dealt with.
 CREATE TABLE eventflow.event_line (
     subscriber text NOT NULL,
     aggregate_name text NOT NULL,
     aggregate_id text NOT NULL,
+    stream_version integer NOT NULL,
     job_id uuid NOT NULL,
+    queue_id integer NOT NULL,
     catching_up boolean NOT NULL DEFAULT false,  -- later events may have been dealt with already
     PRIMARY KEY (subscriber, aggregate_name, aggregate_id)
 );
@@ -123,19 +125,22 @@ $$;
 --   fires_aggregate_name, fires_aggregate_id, fires: the deadline that this job is; null: none.
 --   deadline_names, deadline_jobs: deadlines of the stream, pairwise; null: no job any more.
 --   snapshot_version, snapshot: of the stream with these events; null: none.
---   line_subscriber, line_aggregate_name, line_aggregate_id, line_next: the claimed job has dealt with an event in order;
---   next comes this job, null: none yet.
---   jobs: as for insert_jobs. lines: pairwise, the subscriber if it takes events in order: only the first in line is added.
+--   line_subscriber, line_aggregate_name, line_aggregate_id, line_next, line_version: the claimed job has dealt with an event
+--   in order; next comes this job, for the event of this number; null: there is none up to this number.
+--   jobs: as for insert_jobs. lines, line_versions: pairwise, the subscriber if it takes events in order, and the event's
+--   number in the stream: only the first in line is added.
 -- Returns one row: status, and soonest_us as insert_jobs. Status is 'done'; or nothing was written: 'lost' the claim is not
--- the worker's, 'busy' somebody writes to the stream (unless patient), 'conflict' it has other events, 'duplicate' there is
--- such a receipt, 'passed' the deadline was replaced or cancelled.
+-- the worker's, 'busy' somebody writes to the stream or stands in a line (unless patient), 'conflict' it has other events,
+-- 'passed' the deadline was replaced or cancelled, 'grown' there are events beyond those that were looked at for the next in
+-- line, 'duplicate' there is such a receipt.
 CREATE FUNCTION eventflow.commit_changes(
     patient boolean, worker_id uuid, job_id uuid, claim_no integer, started_us bigint, retention_days integer,
     aggregate_name text, aggregate_id text, expected_version integer,
     event_ids uuid[], event_names text[], event_versions integer[], event_data text[], metadata text,
     receipt_scope text, receipt_aggregate text, source_id text, result text,
-    fires_aggregate_name text, fires_aggregate_id text, fires text, deadline_names text[], deadline_jobs uuid[], snapshot_version integer, snapshot text,
-    line_subscriber text, line_aggregate_name text, line_aggregate_id text, line_next uuid, lines text[],
+    fires_aggregate_name text, fires_aggregate_id text, fires text, deadline_names text[], deadline_jobs uuid[],
+    snapshot_version integer, snapshot text, line_subscriber text, line_aggregate_name text, line_aggregate_id text,
+    line_next uuid, line_version integer, lines text[], line_versions integer[],
     ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
     versions integer[], payloads text[], headers text[], tags text[], aggregate_ids text[], keys text[],
     retries text[], timeouts_us bigint[]
@@ -184,6 +189,31 @@ IF commit_changes.fires IS NOT NULL THEN
     FOR UPDATE;
     IF NOT FOUND THEN
         RETURN QUERY SELECT 'passed', NULL::bigint;
+        RETURN;
+    END IF;
+END IF;
+
+IF commit_changes.line_subscriber IS NOT NULL OR cardinality(commit_changes.lines) > 0 THEN
+    -- Whoever appends to a stream, and whoever may leave a line there, take turns.
+    IF NOT eventflow.lock_lines(
+        commit_changes.patient,
+        array_prepend(commit_changes.line_subscriber, commit_changes.lines),
+        array_prepend(
+            commit_changes.line_aggregate_name,
+            array_fill(commit_changes.aggregate_name, ARRAY[cardinality(commit_changes.lines)])),
+        array_prepend(
+            commit_changes.line_aggregate_id,
+            array_fill(commit_changes.aggregate_id, ARRAY[cardinality(commit_changes.lines)]))
+    ) THEN
+        RETURN QUERY SELECT 'busy', NULL::bigint;
+        RETURN;
+    END IF;
+    IF commit_changes.line_next IS NULL AND commit_changes.line_version < (
+        SELECT max(e.stream_version) FROM eventflow.event AS e
+        WHERE e.aggregate_name = commit_changes.line_aggregate_name
+          AND e.aggregate_id = commit_changes.line_aggregate_id
+    ) THEN
+        RETURN QUERY SELECT 'grown', NULL::bigint;
         RETURN;
     END IF;
 END IF;
@@ -242,9 +272,16 @@ IF commit_changes.snapshot IS NOT NULL THEN
 END IF;
 
 IF commit_changes.line_next IS NOT NULL THEN
-    UPDATE eventflow.event_line AS l SET job_id = commit_changes.line_next
+    UPDATE eventflow.event_line AS l
+    SET job_id = commit_changes.line_next, stream_version = commit_changes.line_version, queue_id = coalesce((
+        SELECT g.queue_id FROM unnest(commit_changes.ids, commit_changes.queue_ids) AS g (id, queue_id)
+        WHERE g.id = commit_changes.line_next
+    ), l.queue_id)
     WHERE l.subscriber = commit_changes.line_subscriber AND l.aggregate_name = commit_changes.line_aggregate_name
       AND l.aggregate_id = commit_changes.line_aggregate_id AND l.job_id = commit_changes.job_id;
+    IF NOT FOUND THEN
+        left_out := ARRAY[commit_changes.line_next];  -- it stands elsewhere
+    END IF;
 ELSIF commit_changes.line_subscriber IS NOT NULL THEN
     DELETE FROM eventflow.event_line AS l
     WHERE l.subscriber = commit_changes.line_subscriber AND l.aggregate_name = commit_changes.line_aggregate_name
@@ -252,17 +289,22 @@ ELSIF commit_changes.line_subscriber IS NOT NULL THEN
 END IF;
 IF cardinality(commit_changes.lines) > 0 THEN
     WITH given AS MATERIALIZED (
-        SELECT g.* FROM unnest(commit_changes.lines, commit_changes.ids) WITH ORDINALITY AS g (line, id, number)
+        SELECT g.* FROM unnest(
+            commit_changes.lines, commit_changes.line_versions, commit_changes.ids, commit_changes.queue_ids
+        ) AS g (line, stream_version, id, queue_id)
         WHERE g.line IS NOT NULL
     ), first AS (
-        INSERT INTO eventflow.event_line AS l (subscriber, aggregate_name, aggregate_id, job_id)
-        SELECT DISTINCT ON (g.line) g.line, commit_changes.aggregate_name, commit_changes.aggregate_id, g.id
-        FROM given AS g ORDER BY g.line, g.number
-        -- An update, so that it waits for who is about to leave the line: then that one has not seen these events.
+        INSERT INTO eventflow.event_line AS l (
+            subscriber, aggregate_name, aggregate_id, stream_version, job_id, queue_id
+        )
+        SELECT DISTINCT ON (g.line)
+            g.line, commit_changes.aggregate_name, commit_changes.aggregate_id, g.stream_version, g.id, g.queue_id
+        FROM given AS g ORDER BY g.line, g.stream_version
+        -- An update, for the lock: a line that has just been begun may not be left before this is committed.
         ON CONFLICT (subscriber, aggregate_name, aggregate_id) DO UPDATE SET job_id = l.job_id
         RETURNING l.job_id
     )
-    SELECT coalesce(array_agg(g.id), '{}') INTO left_out
+    SELECT left_out || coalesce(array_agg(g.id), '{}') INTO left_out
     FROM given AS g WHERE g.id NOT IN (SELECT f.job_id FROM first AS f);
 END IF;
 IF cardinality(commit_changes.ids) > 0 THEN
@@ -281,18 +323,91 @@ RETURN QUERY SELECT 'done', soonest_us;
 END
 $$;
 
+-- Lock those of these lines that are there, in one order, so that nobody waits in a circle.
+--   Pairwise; nulls are passed over. patient: wait for who holds them. Returns whether all are locked.
+CREATE FUNCTION eventflow.lock_lines(
+    patient boolean, subscribers text[], aggregate_names text[], aggregate_ids text[]
+) RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    present integer;
+    locked integer;
+BEGIN
+IF lock_lines.patient THEN
+    PERFORM FROM unnest(lock_lines.subscribers, lock_lines.aggregate_names, lock_lines.aggregate_ids)
+        AS g (subscriber, aggregate_name, aggregate_id)
+    JOIN eventflow.event_line AS l USING (subscriber, aggregate_name, aggregate_id)
+    ORDER BY l.subscriber, l.aggregate_name, l.aggregate_id
+    FOR UPDATE OF l;
+    RETURN true;
+END IF;
+WITH wanted AS MATERIALIZED (
+    SELECT g.* FROM unnest(lock_lines.subscribers, lock_lines.aggregate_names, lock_lines.aggregate_ids)
+        AS g (subscriber, aggregate_name, aggregate_id)
+), held AS MATERIALIZED (
+    SELECT FROM wanted JOIN eventflow.event_line AS l USING (subscriber, aggregate_name, aggregate_id)
+    FOR UPDATE OF l SKIP LOCKED
+)
+SELECT
+    (SELECT count(*) FROM wanted JOIN eventflow.event_line AS l USING (subscriber, aggregate_name, aggregate_id)),
+    (SELECT count(*) FROM held)
+INTO present, locked;
+RETURN present = locked;
+END
+$$;
+
+-- Put lines whose job has ended without going on, cancelled or ignored or deleted, on their way again: with a job that only
+-- passes over its event. Returns how many, at most 1,000.
+CREATE FUNCTION eventflow.mend_lines() RETURNS integer
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    mended integer;
+BEGIN
+WITH broken AS MATERIALIZED (
+    SELECT l.* FROM eventflow.event_line AS l
+    WHERE NOT EXISTS (SELECT FROM eventflow.job AS j WHERE j.id = l.job_id)
+      AND NOT EXISTS (SELECT FROM eventflow.running AS r WHERE r.id = l.job_id)
+      AND NOT EXISTS (SELECT FROM eventflow.dead_letter AS d WHERE d.id = l.job_id)
+    LIMIT 1000
+), mended AS (
+    UPDATE eventflow.event_line AS l SET job_id = eventflow.uuid_v7() FROM broken AS b
+    WHERE l.subscriber = b.subscriber AND l.aggregate_name = b.aggregate_name AND l.aggregate_id = b.aggregate_id
+      AND l.job_id = b.job_id
+    RETURNING l.*
+), passing AS (
+    SELECT m.job_id, m.queue_id, 'Subscriber:' || m.subscriber AS name, json_build_object(
+        'aggregate_name', m.aggregate_name, 'aggregate_id', m.aggregate_id, 'stream_version', m.stream_version,
+        'event', (
+            SELECT e.name FROM eventflow.event AS e
+            WHERE e.aggregate_name = m.aggregate_name AND e.aggregate_id = m.aggregate_id
+              AND e.stream_version = m.stream_version
+        ), 'catches_up', m.catching_up, 'passes_over', true) AS payload
+    FROM mended AS m
+), inserted AS (
+    INSERT INTO eventflow.job (id, queue_id, due_at, ready_at, name, version, payload)
+    SELECT p.job_id, p.queue_id, clock_timestamp(), clock_timestamp(), p.name, 1, p.payload FROM passing AS p
+    RETURNING id
+)
+SELECT count(*) INTO mended FROM inserted;
+RETURN mended;
+END
+$$;
+
 -- Key of the advisory lock on a stream; two streams with one key take turns too.
 CREATE FUNCTION eventflow.stream_key(aggregate_name text, aggregate_id text) RETURNS bigint
 LANGUAGE sql IMMUTABLE RETURN hashtextextended('eventflow ' || aggregate_name || ' ' || aggregate_id, 0);
 
 -- Give a subscriber the jobs of events that it has missed, and remember how far it is, in one transaction.
 --   jobs: as for insert_jobs; those that exist already, in whatever state, are left out.
---   aggregate_names, aggregate_ids: pairwise with the jobs, of their events, for a subscriber that takes them in order: of a
---   stream only the first job is added, unless it stands in line there already. Null: it does not.
+--   aggregate_names, event_owners, stream_versions: pairwise with the jobs, their events, for a subscriber that takes them in
+--   order: of a stream only the first job is added, and none if the subscriber stands there before it or is being caught up.
+--   Null: it does not.
 -- Returns the number of jobs made.
 CREATE FUNCTION eventflow.catch_up(
-    subscriber text, cursor text, events_read bigint, finished boolean, aggregate_names text[], event_owners text[],
-    ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
+    subscriber text, cursor text, events_read bigint, finished boolean,
+    aggregate_names text[], event_owners text[], stream_versions integer[], ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
     versions integer[], payloads text[], headers text[], tags text[], aggregate_ids text[], keys text[],
     retries text[], timeouts_us bigint[]
 ) RETURNS integer
@@ -306,15 +421,23 @@ BEGIN
     FROM eventflow.any_job AS j WHERE j.id = ANY (catch_up.ids);
     IF catch_up.aggregate_names IS NOT NULL THEN
         WITH given AS MATERIALIZED (
-            SELECT g.* FROM unnest(catch_up.aggregate_names, catch_up.event_owners, catch_up.ids)
-                WITH ORDINALITY AS g (aggregate_name, aggregate_id, id, number)
+            SELECT g.* FROM unnest(
+                catch_up.aggregate_names, catch_up.event_owners, catch_up.stream_versions, catch_up.ids,
+                catch_up.queue_ids
+            ) AS g (aggregate_name, aggregate_id, stream_version, id, queue_id)
             WHERE g.id <> ALL (left_out)
         ), first AS (
-            INSERT INTO eventflow.event_line AS l (subscriber, aggregate_name, aggregate_id, job_id, catching_up)
+            INSERT INTO eventflow.event_line AS l (
+                subscriber, aggregate_name, aggregate_id, stream_version, job_id, queue_id, catching_up
+            )
             SELECT DISTINCT ON (g.aggregate_name, g.aggregate_id)
-                catch_up.subscriber, g.aggregate_name, g.aggregate_id, g.id, true
-            FROM given AS g ORDER BY g.aggregate_name, g.aggregate_id, g.number
-            ON CONFLICT (subscriber, aggregate_name, aggregate_id) DO NOTHING
+                catch_up.subscriber, g.aggregate_name, g.aggregate_id, g.stream_version, g.id, g.queue_id, true
+            FROM given AS g ORDER BY g.aggregate_name, g.aggregate_id, g.stream_version
+            -- It has come to a newer event since it was deployed: it goes back, and comes by there again.
+            ON CONFLICT (subscriber, aggregate_name, aggregate_id) DO UPDATE
+            SET stream_version = excluded.stream_version, job_id = excluded.job_id, queue_id = excluded.queue_id,
+                catching_up = true
+            WHERE NOT l.catching_up AND l.stream_version > excluded.stream_version
             RETURNING l.job_id
         )
         SELECT left_out || coalesce(array_agg(g.id), '{}') INTO left_out
@@ -355,14 +478,17 @@ $$;
 -- Pinned like the other hot statements.
 DO $$
 DECLARE
+    hot text;
     pin text;
 BEGIN
-    FOREACH pin IN ARRAY ARRAY[
-        'search_path = pg_catalog, pg_temp', 'plan_cache_mode = force_generic_plan', 'jit = off',
-        'enable_seqscan = off', 'enable_bitmapscan = off', 'max_parallel_workers_per_gather = 0'
-    ] LOOP
-        EXECUTE pg_catalog.format('ALTER FUNCTION eventflow.commit_changes SET %s', pin);
-        EXECUTE pg_catalog.format('ALTER FUNCTION eventflow.insert_jobs SET %s', pin);
+    FOREACH hot IN ARRAY ARRAY['commit_changes', 'insert_jobs', 'lock_lines', 'mend_lines'] LOOP
+        FOREACH pin IN ARRAY ARRAY[
+            'search_path = pg_catalog, pg_temp', 'plan_cache_mode = force_generic_plan', 'jit = off',
+            'enable_seqscan = off', 'enable_bitmapscan = off', 'enable_hashjoin = off', 'enable_mergejoin = off',
+            'max_parallel_workers_per_gather = 0'
+        ] LOOP
+            EXECUTE pg_catalog.format('ALTER FUNCTION eventflow.%I SET %s', hot, pin);
+        END LOOP;
     END LOOP;
 END
 $$;
@@ -385,7 +511,7 @@ BEGIN
     FOR made IN
         SELECT p.oid::pg_catalog.regprocedure::text FROM pg_catalog.pg_proc AS p
         WHERE p.pronamespace = 'eventflow'::pg_catalog.regnamespace
-          AND p.proname IN ('insert_jobs', 'commit_changes', 'stream_key', 'catch_up', 'forget_receipts')
+          AND p.proname IN ('insert_jobs', 'commit_changes', 'lock_lines', 'mend_lines', 'stream_key', 'catch_up', 'forget_receipts')
     LOOP
         EXECUTE pg_catalog.format('ALTER FUNCTION %s OWNER TO eventflow_owner', made);
         EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', made);
