@@ -85,7 +85,8 @@ class Model:
 
     def add_saga(self, saga_type: type[Saga[Any]], options: JobOptions) -> None:
         """Register a saga, the events that it handles and those that it emits."""
-        if saga_type in self.aggregates:
+        known = [subscription.subscriber for subscription in self.subscriptions]
+        if any(isinstance(subscriber, SagaSubscriber) and subscriber.saga_type is saga_type for subscriber in known):
             return
         subscriber = SagaSubscriber(saga_type, self.invoker)
         self.add_aggregate(saga_type)

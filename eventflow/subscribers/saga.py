@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Generic, TypeVar
+from types import UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -173,25 +174,31 @@ class SagaSubscriber:
 @cache
 def handlings_of(saga_type: type[Saga[Any]]) -> Mapping[type[Event], _Handling]:
     """
-    By event type, how a saga handles it.
+    By event type, how a saga handles it; methods of a subclass go before its base's.
+
+    A method that overrides one that is marked takes its place, marked or not.
 
     Raises:
         InvalidHandlerError: a marked method has other annotations, or two handle one event.
     """
     found: dict[type[Event], _Handling] = {}
+    marked: set[str] = set()
     for owner in saga_type.__mro__:
-        for method in vars(owner).values():
+        here: dict[type[Event], _Handling] = {}
+        for name, method in vars(owner).items():
             mark = getattr(method, _HANDLES, None)
-            if mark is None:
+            if mark is None or name in marked:
                 continue
-            for event_type in _handled_types(method, mark[1]):
-                if event_type in found and found[event_type].method.__qualname__.split(".")[0] == owner.__name__:
+            marked.add(name)
+            for event_type in _handled_types(method, mark[1], id_type(saga_type)):
+                if event_type in here:
                     raise InvalidHandlerError(f"{describe(method)}: {event_type.__qualname__} is handled already")
-                found.setdefault(event_type, _Handling(method, *mark))
+                here[event_type] = _Handling(getattr(saga_type, name), *mark)
+        found = here | found
     return found
 
 
-def _handled_types(method: Callable[..., Any], by: str | None) -> tuple[type[Event], ...]:
+def _handled_types(method: Callable[..., Any], by: str | None, saga_id: Any) -> tuple[type[Event], ...]:
     hints = annotations_of(method)
     hints.pop("return", None)
     annotations = list(hints.values())
@@ -201,6 +208,18 @@ def _handled_types(method: Callable[..., Any], by: str | None) -> tuple[type[Eve
             f"{describe(method)} must be annotated as (self, event: SomeEvent, context: CommandContext) -> None"
         )
     for event_type in types:
-        if by is not None and by not in event_type.__struct_fields__:
+        if by is None:
+            continue
+        field = next((field for field in msgspec.structs.fields(event_type) if field.name == by), None)
+        if field is None:
             raise InvalidHandlerError(f"{describe(method)}: {event_type.__qualname__} has no field {by!r}")
+        if not _may_be_id(field.type, saga_id):
+            raise InvalidHandlerError(
+                f"{describe(method)}: {event_type.__qualname__}.{by} is no {saga_id.__qualname__}, nor any text"
+            )
     return types
+
+
+def _may_be_id(field: Any, saga_id: Any) -> bool:  # Any: whatever annotations stand there
+    members = get_args(field) if get_origin(field) in (Union, UnionType) else (field,)
+    return any(not isinstance(member, type) or member is str or issubclass(member, saga_id) for member in members)
