@@ -1,19 +1,22 @@
-"""The README's example does what the README says, typed in as it stands."""
+"""The README's example does what the README says, typed in as it stands; those of the pages in docs run after it."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.acceptance.workers import ROOT
+import pytest
+
+from tests.support.examples import ROOT, blocks, module, run_page
 from tests.support.waiting import until
+
+PAGES = [page for page in sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")) if blocks(page)]
 
 
 async def test_readme_example_runs_as_shown(dsn: str, tmp_path: Path) -> None:
     """The program publishes, schedules and cancels; the worker tells subscribers and sends what mails are left."""
-    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [example] = blocks("README.md")
     (tmp_path / "shop.py").write_text(example)
     output = tmp_path / "worker.out"
     environment = {**os.environ, "EVENTFLOW_DSN": dsn, "PYTHONUNBUFFERED": "1"}
@@ -47,6 +50,16 @@ async def test_readme_example_runs_as_shown(dsn: str, tmp_path: Path) -> None:
 
 def test_readme_example_fits_on_a_page() -> None:
     """Simple to start: the example stays as short as it claims to be."""
-    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    [example] = blocks("README.md")
     statements = [line for line in example.splitlines() if line.strip() and not line.startswith(("import", "from"))]
     assert len(statements) <= 55
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_examples_of_every_page_run(page: str, dsn: str) -> None:
+    """As they stand, one after the other, against Postgres: after the README's, with its flow and an address."""
+    with module("shop") as shop, module("page") as made:
+        await run_page("README.md", shop)
+        await run_page(page, made, flow=shop.flow, dsn=dsn)
+        async with shop.flow.open(dsn):
+            pass

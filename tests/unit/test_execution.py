@@ -34,13 +34,14 @@ from eventflow import (
     StandaloneCommand,
     StoredEvent,
     StreamId,
+    SubscriberContext,
     applies,
 )
 from eventflow.clock import Clock
 from eventflow.commands import CallNext
 from eventflow.eventstore import Changes, EventId, History, InMemoryEventStore, NewEvent, ReceiptKey
 from eventflow.ids import JobId
-from eventflow.jobs import Outcome
+from eventflow.jobs import InMemoryCommits, Outcome, UnitsOfWork
 from tests.unit.bench import Act, Bench, CancelOrder, OrderId, PlaceOrder, RebuildIndex, others_rest
 from tests.unit.test_aggregate import Order, OrderClosed, OrderPaid, OrderPlaced
 from tests.unit.test_runner import error_of
@@ -857,6 +858,79 @@ async def test_waiting_for_others_pauses_is_cancelled_with_the_caller() -> None:
 
     [event] = await bench.events.load(STREAM)
     assert event.data == '{"cents":2}'
+
+
+@pytest.mark.parametrize("where", ["loading", "handling", "writing", "told"])
+async def test_command_is_cancelled_up_to_its_commit_and_whole_from_there(where: str) -> None:
+    """As soon as it is being written, it is written to the end, whoever gives up; before, nothing of it is."""
+    reached = anyio.Event()
+
+    async def pause(here: str) -> None:
+        if here == where:
+            reached.set()
+        await anyio.lowlevel.checkpoint()
+
+    class SlowStore(Contended):
+        async def look(self, stream: StreamId | None, receipt: ReceiptKey, **options: Any) -> History:
+            await pause("loading")
+            return await super().look(stream, receipt, **options)
+
+    class SlowCommits(InMemoryCommits):
+        async def commit(self, *arguments: Any, **options: Any) -> None:
+            await pause("writing")
+            await super().commit(*arguments, **options)
+
+    async def handle(order: Order, command: PlaceOrder, context: CommandContext) -> int:
+        context.schedule(Act(), delay=LATER)
+        result = await place(order, command, context)
+        await pause("handling")
+        return result
+
+    async def tell(changes: Changes) -> None:
+        await pause("told")
+
+    flow = EventFlow("execution")
+    flow.command_handler(handle)
+    bench = Bench(flow, events=SlowStore)
+    bench.units = UnitsOfWork(bench.encoder, bench.events, SlowCommits(bench.store, bench.events), committed=tell)
+    bench.bus = CommandBus(bench.model.handlers, bench.bus._execution, new_unit=bench.units)
+    command = PlaceOrder(aggregate_id=ORDER, total_cents=1)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(bench.bus.publish, command)
+        await reached.wait()
+        group.cancel_scope.cancel()
+
+    written = where in ("writing", "told")
+    assert (len(await names(bench)), len(await bench.store.find())) == (written, written)
+    if written:
+        with pytest.raises(DuplicateOperationError):
+            await bench.bus.publish(command)
+    else:
+        assert await bench.bus.publish(command) == 0
+
+
+async def test_conflict_that_an_inline_subscriber_raises_does_not_run_the_command_again() -> None:
+    """The command is done: its events are there once, and it was told once."""
+    told: list[int] = []
+    flow = EventFlow("orders")
+    flow.raise_inline_errors = True
+    flow.command_handler(place)
+
+    @flow.subscriber(inline=True)
+    async def tell(event: OrderPlaced, context: SubscriberContext) -> None:
+        told.append(context.stream_version)
+        raise OptimisticConcurrencyError("other", 1)
+
+    async with flow.open("memory:") as app:
+        command = PlaceOrder(aggregate_id=ORDER, total_cents=7)
+        with pytest.raises(ExceptionGroup) as caught:
+            await app.commands.publish(command)
+        with pytest.raises(DuplicateOperationError):
+            await app.commands.publish(command)
+
+        assert caught.group_contains(OptimisticConcurrencyError)
+        assert (told, len(await app.events.load(STREAM))) == ([1], 1)
 
 
 class Ask(StandaloneCommand[int | None]):
