@@ -125,7 +125,7 @@ class Script:
             *("Account", owner, version, [event_id.uuid], ["Deposited"], [1]),
             *([msgspec.json.encode(Deposited(cents=command.cents)).decode()], msgspec.json.encode(metadata).decode()),
             *("Account", owner, source, str(balance)),
-            *(None, None, None, none, none, None, None, None, None, None, None, none),
+            *(None, None, None, none, none, None, None, None, None, None, None, None, none, none),
             *([none] * 14),
         )
 

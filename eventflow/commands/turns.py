@@ -11,7 +11,7 @@ from eventflow.eventstore import StreamId
 
 class _Turn:
     def __init__(self) -> None:
-        self.lock = anyio.Lock()
+        self.lock = anyio.Lock(fast_acquire=True)
         self.wanted_by = 0
 
 

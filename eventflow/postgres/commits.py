@@ -115,7 +115,8 @@ class PostgresCommits:
             async with self._sharers:
                 if call in self._waiting:
                     await self._send_waiting()
-            await call.sent.wait()  # by somebody else, perhaps just now
+            if not call.sent.is_set():
+                await call.sent.wait()
         finally:
             if call in self._waiting:  # cancelled before anybody sent it
                 self._waiting.remove(call)

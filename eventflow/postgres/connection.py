@@ -187,27 +187,32 @@ class Lane:
             DatabaseUnavailableError: it cannot be opened, or broke.
             DatabaseError: the statement was refused.
         """
-        async with self._lock:
+        async with self._lock, self.unlocked() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def unlocked(self) -> AsyncGenerator[Connection]:
+        """The same for who sees to it that it is one task at a time."""
+        asked_at = time.monotonic()
+        try:
+            connection = await self._usable()
             asked_at = time.monotonic()
-            try:
-                connection = await self._usable()
-                asked_at = time.monotonic()
-                yield connection
-            except asyncpg.PostgresError as exc:
-                if self._connection is not None and self._connection.is_closed():
-                    self._connection = None
-                else:
-                    self._answered()
-                if needs_new_session(exc):
-                    self.terminate()
-                raise translate(exc, self._schema) from exc
-            except DRIVER_ERRORS as exc:
-                self._cut_off(asked_at)
-                raise translate(exc, self._schema) from exc
-            except BaseException:
-                self._cut_off(asked_at)
-                raise
-            self._answered()
+            yield connection
+        except asyncpg.PostgresError as exc:
+            if self._connection is not None and self._connection.is_closed():
+                self._connection = None
+            else:
+                self._answered()
+            if needs_new_session(exc):
+                self.terminate()
+            raise translate(exc, self._schema) from exc
+        except DRIVER_ERRORS as exc:
+            self._cut_off(asked_at)
+            raise translate(exc, self._schema) from exc
+        except BaseException:
+            self._cut_off(asked_at)
+            raise
+        self._answered()
 
     async def _usable(self) -> Connection:
         if self._connection is not None and self._connect.may_have_lost(self._answered_at):
@@ -275,7 +280,7 @@ class Lanes:
         async with self._vacant:
             lane = self._free.pop()
             try:
-                async with lane.connection() as connection:
+                async with lane.unlocked() as connection:
                     yield connection
             finally:
                 self._free.append(lane)
