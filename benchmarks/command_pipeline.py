@@ -113,7 +113,7 @@ class Script:
         command = self._command.decode(job["payload"])
         owner = str.__str__(command.aggregate_id)
         source = str.__str__(command.source_id)
-        _, *events = await connection.fetch(statement("look_back"), "Account", owner, "Account", owner, source, None)
+        events = await connection.fetch(statement("look_back"), "Account", owner, "Account", owner, source, None)
         balance = sum(self._event.decode(row["data"]).cents for row in events) + command.cents
         version = len(events)
         event_id = EventId.at(StreamId("Account", owner), version + 1)
@@ -185,7 +185,7 @@ async def measure_loading(app: App, dsn: str, *, events: int, rounds: int) -> No
     decoder = msgspec.json.Decoder(Deposited)
 
     async def by_hand() -> None:
-        _, *rows = await connection.fetch(statement("look_back"), "Account", owner, "", "", "", None)
+        rows = await connection.fetch(statement("look_back"), "Account", owner, "", "", "", None)
         total = sum(decoder.decode(row["data"]).cents for row in rows)
         assert total == events
 

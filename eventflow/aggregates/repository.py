@@ -1,7 +1,9 @@
 """Between streams and aggregates: loading by replay, from the newest snapshot on."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from eventflow.aggregates.aggregate import (
@@ -18,7 +20,7 @@ from eventflow.aggregates.aggregate import (
 )
 from eventflow.aggregates.definitions import AggregateDefinitions
 from eventflow.errors import InvalidMessageError, MissingApplierError, UndecodableMessageError, UnknownDefinitionError
-from eventflow.eventstore import EventDefinitions, EventStore, History, ReceiptKey, Snapshot, StreamId
+from eventflow.eventstore import Event, EventDefinitions, EventStore, History, ReceiptKey, Snapshot, StreamId
 from eventflow.ids import Identity
 from eventflow.messages import declaration
 
@@ -27,6 +29,9 @@ log = logging.getLogger("eventflow.aggregates")
 AggregateT = TypeVar("AggregateT", bound=Aggregate[Any])
 Look = Callable[[int | None], Awaitable[History]]
 """Looks at a stream; takes the newest version of snapshots that can be read, or ``None``: without snapshot."""
+
+_ReplayStep = tuple[Callable[[str], Any], Callable[[Any, Any], None]]
+"""Decodes a stored event, and applies what it was read as."""
 
 _NO_RECEIPT = ReceiptKey("", "", "")
 
@@ -45,6 +50,7 @@ class AggregateRepository:
         self._store = store
         self._events = events
         self._aggregates = aggregates
+        self._known: defaultdict[type[Aggregate[Any]], dict[tuple[str, int], _ReplayStep]] = defaultdict(dict)
 
     async def load(self, aggregate_type: type[AggregateT], aggregate_id: Identity) -> AggregateT:
         """
@@ -97,21 +103,35 @@ class AggregateRepository:
         return Snapshot(version, definition.version, data)
 
     def _replay(self, aggregate: Aggregate[Any], history: History) -> None:
-        number, appliers, replay = aggregate.stream_version, appliers_of(type(aggregate)), self._events.replay
+        number, known = aggregate.stream_version, self._known[type(aggregate)]
         try:
             with applying(aggregate):
                 for past in history.events:  # thousands, perhaps: no call too many
-                    number = past.stream_version
-                    for event in replay(past.name, past.version, past.data):
-                        applier = appliers.get(type(event))
-                        if applier is None:
-                            raise MissingApplierError(type(aggregate), type(event))
-                        applier(aggregate, event)
+                    number, name, version, data = past
+                    step = known.get((name, version))
+                    if step is None:
+                        step = known[name, version] = self._step(type(aggregate), name, version)
+                    decode, apply = step
+                    try:
+                        event = decode(data)
+                    except UndecodableMessageError as exc:
+                        raise UndecodableMessageError(name, version, exc.reason) from exc
+                    apply(aggregate, event)
             if history.events:
                 advance(aggregate, number)
         except Exception as exc:
             exc.add_note(f"This was event {number} of {stream_of(type(aggregate), aggregate.id)}.")
             raise
+
+    def _step(self, aggregate_type: type[Aggregate[Any]], name: str, version: int) -> _ReplayStep:
+        """What replay does with events stored under this name and version."""
+        codec = self._events.plain(name, version)
+        if codec is None:
+            return partial(self._events.replay, name, version), _apply_all
+        applier = appliers_of(aggregate_type).get(codec.message_type)
+        if applier is None:
+            raise MissingApplierError(aggregate_type, codec.message_type)
+        return codec.decode, applier
 
     def _state(
         self, aggregate_type: type[AggregateT], aggregate_id: Identity, snapshot: Snapshot | None
@@ -128,6 +148,11 @@ class AggregateRepository:
             reason = str(exc)
         _log_unreadable(stream, snapshot, reason)
         return None
+
+
+def _apply_all(aggregate: Aggregate[Any], events: Sequence[Event]) -> None:
+    for event in events:
+        aggregate.apply(event)
 
 
 def _log_unreadable(stream: StreamId, snapshot: Snapshot, reason: str) -> None:

@@ -70,7 +70,6 @@ class EventDefinitions(Definitions[Event]):
     def __init__(self) -> None:
         super().__init__(Event, UnknownEventDefinitionError)
         self._upgrades: dict[type[Event], Upgrade] = {}
-        self._plain: dict[tuple[str, int], Codec[Event]] = {}  # read as what they are stored as
 
     def add_upgrader(self, upgrade: EventUpgrader) -> None:
         added = upgrade_of(upgrade)
@@ -96,20 +95,18 @@ class EventDefinitions(Definitions[Event]):
 
     def replay(self, name: str, version: int, data: str) -> Sequence[Event]:
         """The events that stored data is read as; raises as :meth:`read`."""
-        plain = self._plain.get((name, version))
-        if plain is not None:  # a long stream is mostly this
-            try:
-                return (plain.decode(data),)
-            except UndecodableMessageError as exc:
-                raise UndecodableMessageError(name, version, exc.reason) from exc
         event = self.decode(name, version, data)
         if type(event) not in self._upgrades:
-            self._plain[name, version] = self._codec(type(event))
             return (event,)
         try:
             return list(self._upgraded(event))
         except UndecodableMessageError as exc:
             raise UndecodableMessageError(name, version, exc.reason) from exc
+
+    def plain(self, name: str, version: int) -> Codec[Event] | None:
+        """How events are read that no upgrader changes; ``None``: others have a say."""
+        event_type = self.by_name(name, version).type
+        return None if event_type in self._upgrades else self._codec(event_type)
 
     def results(self, event_type: type[Event]) -> set[type[Event]]:
         """The types that events stored as this one are read as."""

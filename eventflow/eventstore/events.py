@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -104,13 +104,8 @@ class NewEvent(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class PastEvent(msgspec.Struct, frozen=True, gc=False):
-    """What replay needs of a stored event."""
-
-    stream_version: int
-    name: str
-    version: int
-    data: str
+PastEvent: TypeAlias = tuple[int, str, int, str]
+"""What replay needs of a stored event: its number in the stream, name, version and data (JSON)."""
 
 
 class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +132,7 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def past(self) -> PastEvent:
         """The part of it that replay needs."""
-        return PastEvent(self.stream_version, self.name, self.version, self.data)
+        return (self.stream_version, self.name, self.version, self.data)
 
 
 class RecordedEvent(msgspec.Struct, Generic[EventT_co], frozen=True, kw_only=True):

@@ -1,5 +1,8 @@
 """Events as rows."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import asyncpg
 import msgspec
 
@@ -38,6 +41,6 @@ def stored_event(row: asyncpg.Record, stream: StreamId | None = None) -> StoredE
         raise UndecodableMessageError(row["name"], row["version"], text_of(exc)) from exc
 
 
-def past_event(row: asyncpg.Record) -> PastEvent:
-    """The event in a row of ``look_back.sql``."""
-    return PastEvent(*row[4:])  # by name takes twice as long
+def past_events(rows: Sequence[asyncpg.Record]) -> Sequence[PastEvent]:
+    """The events in rows of ``look_back.sql``: their columns in this order are what is wanted, without a copy."""
+    return cast("Sequence[PastEvent]", rows)

@@ -16,7 +16,7 @@ from eventflow.eventstore import (
 from eventflow.postgres.all_events import read_page
 from eventflow.postgres.commits import PostgresCommits
 from eventflow.postgres.connection import AnyConnection, Lanes
-from eventflow.postgres.event_rows import past_event, stored_event
+from eventflow.postgres.event_rows import past_events, stored_event
 from eventflow.postgres.statements import statement
 from eventflow.postgres.translation import DRIVER_ERRORS, translate
 
@@ -53,7 +53,7 @@ class PostgresEventStore:
         connection: Any = None,
     ) -> History:
         async with self._connection(connection) as reading:
-            head, *rows = await reading.fetch(
+            rows = await reading.fetch(
                 statement("look_back", self._schema),
                 None if stream is None else stream.aggregate_name,
                 None if stream is None else stream.aggregate_id,
@@ -62,14 +62,12 @@ class PostgresEventStore:
                 receipt.source_id,
                 snapshot_version,
             )
-        if head["result"] is not None:
-            return History(result=head["result"])
-        snapshot = None
-        if head["snapshot_at"] is not None:
-            snapshot = Snapshot(head["snapshot_at"], head["snapshot_version"], head["snapshot"].encode())
-        if stream is None:
-            return History()
-        return History(snapshot=snapshot, events=[past_event(row) for row in rows])
+        if not rows or rows[0]["name"] is not None:
+            return History(events=past_events(rows))
+        stream_version, _, version, data = rows[0]
+        if version is None:
+            return History(result=data)
+        return History(snapshot=Snapshot(stream_version, version, data.encode()), events=past_events(rows[1:]))
 
     async def append(self, changes: Changes, *, connection: Any = None) -> None:
         await self._commits.commit(changes, connection=connection)
