@@ -84,6 +84,13 @@ class ServiceScope:
         try:
             if error_type is None:
                 await self._opened.aclose()
-        finally:  # a cancellation must not keep services open; of those that are closed, nothing is left to do
-            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                await self._opened.aclose()
+                return
+        except BaseException:
+            await self._close_what_is_left(self._opened)
+            raise
+        await self._close_what_is_left(self._opened)
+
+    async def _close_what_is_left(self, opened: svcs.Container) -> None:
+        """Also when cancelled: that must not keep services open."""
+        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+            await opened.aclose()

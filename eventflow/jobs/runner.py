@@ -16,7 +16,7 @@ from eventflow.invocation import Invoker
 from eventflow.jobs.definitions import JobDefinitions
 from eventflow.jobs.error_text import describe_error, is_unwieldy, storable
 from eventflow.jobs.headers import Headers
-from eventflow.jobs.job import JobContext, JobOptions
+from eventflow.jobs.job import Job, JobContext, JobOptions
 from eventflow.jobs.records import ClaimedJob, NewJob, Outcome, Settlement
 from eventflow.jobs.unit_of_work import UnitsOfWork, Write, nothing_of
 from eventflow.retry import OnError
@@ -100,12 +100,13 @@ class JobRunner:
                 context = JobContext(
                     job_id=claim.id, attempt=claim.attempt, due_at=due_at, services=services, unit=unit
                 )
-                with self._clock.deadline(timeout) as deadline:
-                    await self._invoker.call(job.execute, context)
-                    if unit.wants_commit:
-                        await unit.commit(nothing_of(claim.id))
-                if deadline.cancelled_caught:
-                    raise JobTimeoutError(timeout or 0)
+                if timeout is None:
+                    await self._execute(job, context)
+                else:
+                    with self._clock.deadline(timeout) as deadline:
+                        await self._execute(job, context)
+                    if deadline.cancelled_caught:
+                        raise JobTimeoutError(timeout)
         except BaseException as exc:
             if not unit.is_committed:
                 if isinstance(exc, anyio.get_cancelled_exc_class()) and (is_cancelled or _is_cancelled)():
@@ -117,6 +118,11 @@ class JobRunner:
         if unit.is_committed:
             return msgspec.structs.replace(success, is_written=True)
         return msgspec.structs.replace(success, follow_ups=tuple(unit.jobs))
+
+    async def _execute(self, job: Job, context: JobContext) -> None:
+        await self._invoker.call(job.execute, context)
+        if context.unit.wants_commit:
+            await context.unit.commit(nothing_of(context.job_id))
 
     def _failed(self, claim: ClaimedJob, options: JobOptions, error: BaseException, started_us: int) -> Settlement:
         if isinstance(error, ClaimLostError):

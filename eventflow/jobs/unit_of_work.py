@@ -34,6 +34,8 @@ class Commits(Protocol):
         """
         Write changes, jobs, and the success of the job they were made in: all of it or nothing.
 
+        It is not cancelled halfway, as nobody could tell then what has been written; it has a limit of its own.
+
         Args:
             changes: Of one command.
             jobs: To add.
@@ -255,8 +257,7 @@ class UnitsOfWork:
 
     async def _write(self, changes: Changes, jobs: Sequence[NewJob], connection: Any) -> None:
         try:
-            with anyio.CancelScope(shield=True):
-                await self._commits.commit(changes, jobs, connection=connection)
+            await self._commits.commit(changes, jobs, connection=connection)
         except CommitUnknownError:
             if not await self.was_written(changes):
                 raise

@@ -89,43 +89,37 @@ class PostgresCommits:
     async def commit(
         self, changes: Changes, jobs: Sequence[NewJob] = (), *, ends: Ending | None = None, connection: Any = None
     ) -> None:
-        arguments = commit_arguments(changes, jobs, await self._queues.ids(jobs), ends)
-        if connection is not None:
-            [row] = await self._write(connection, arguments, changes)
-            soonest_us = _checked(row, changes, ends)
-            transaction = self._transactions.find(connection)
-            if transaction is not None:
-                transaction.add([job.id for job in jobs], soonest_us)
-            return
-        call = _Call(arguments, changes, jobs, ends)
+        with anyio.CancelScope(shield=True):
+            call = _Call(commit_arguments(changes, jobs, await self._queues.ids(jobs), ends), changes, jobs, ends)
+            if connection is None:
+                await self._commit(call)
+            else:
+                await self._write(connection, call)
+
+    async def _commit(self, call: _Call) -> None:
         await self._share(call)
         if not call.is_done or call.is_busy:
             async with self._loners:
                 await self._send([call], patient=True)
         if call.error is not None:
             raise call.error
-        soonest_us = _checked(call.row, changes, ends)
+        soonest_us = _checked(call.row, call.changes, call.ends)
         if soonest_us is not None:
             self._committed(soonest_us)
 
     async def _share(self, call: _Call) -> None:
         """Have a call written with those that wait too; it may end without an answer."""
         self._waiting.append(call)
-        try:
-            async with self._sharers:
-                if call in self._waiting:
-                    await self._send_waiting()
-            if not call.sent.is_set():
-                await call.sent.wait()
-        finally:
-            if call in self._waiting:  # cancelled before anybody sent it
-                self._waiting.remove(call)
+        async with self._sharers:
+            if call in self._waiting:
+                await self._send_waiting()
+        if not call.sent.is_set():
+            await call.sent.wait()
 
     async def _send_waiting(self) -> None:
         taken, self._waiting = self._waiting[:MOST_SHARED], self._waiting[MOST_SHARED:]
         try:
-            with anyio.CancelScope(shield=True):  # the others' commits are in it
-                await self._send(taken, patient=False)
+            await self._send(taken, patient=False)
         finally:
             for call in taken:
                 call.sent.set()
@@ -155,21 +149,22 @@ class PostgresCommits:
                 call.error = CommitUnknownError(call.ids)
                 call.error.__cause__ = error
 
-    async def _write(
-        self, connection: AnyConnection, arguments: Sequence[Any], changes: Changes
-    ) -> list[asyncpg.Record]:
+    async def _write(self, connection: AnyConnection, call: _Call) -> None:
         """The same in the caller's transaction, whose errors are his to roll back."""
         failpoint("changes.sending")
         try:
-            rows = await connection.fetch(statement("commit_changes", self._schema), True, *arguments)
+            [row] = await connection.fetch(statement("commit_changes", self._schema), True, *call.arguments)
         except asyncpg.UniqueViolationError as exc:
-            if exc.constraint_name == "event_pkey" and changes.stream is not None:  # its snapshot is older
-                raise OptimisticConcurrencyError(changes.stream, changes.expected_version) from exc
+            if exc.constraint_name == "event_pkey":  # its snapshot is older
+                raise OptimisticConcurrencyError(call.changes.stream, call.changes.expected_version) from exc
             raise translate(exc, self._schema) from exc
         except DRIVER_ERRORS as exc:
             raise translate(exc, self._schema) from exc
         failpoint("changes.written")
-        return rows
+        soonest_us = _checked(row, call.changes, call.ends)
+        transaction = self._transactions.find(connection)
+        if transaction is not None:
+            transaction.add(call.ids, soonest_us)
 
 
 def commit_arguments(

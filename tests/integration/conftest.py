@@ -1,8 +1,12 @@
 """What the integration tests share."""
 
+from collections.abc import AsyncGenerator
+
+import asyncpg
 import pytest
 
 from eventflow import WorkerSettings
+from eventflow.postgres import Connection
 from tests.support.journal import Journal
 
 
@@ -17,3 +21,11 @@ def only_when_woken(monkeypatch: pytest.MonkeyPatch) -> WorkerSettings:
     """A worker that would find a job by its own look only long after the test has failed; nobody else may have one."""
     monkeypatch.setattr("eventflow.application.app.LONGEST_TICK_SECONDS", 60.0)
     return WorkerSettings(tick_interval=60.0)
+
+
+@pytest.fixture
+async def admin(admin_dsn: str) -> AsyncGenerator[Connection]:
+    """A superuser's connection to this test's database."""
+    connection: Connection = await asyncpg.connect(admin_dsn, command_timeout=100)
+    yield connection
+    await connection.close()

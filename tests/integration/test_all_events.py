@@ -35,14 +35,6 @@ async def stores(database: Database) -> AsyncGenerator[EventStores]:
         yield opened
 
 
-@pytest.fixture
-async def admin(admin_dsn: str) -> AsyncGenerator[Connection]:
-    """A superuser's connection."""
-    connection = await asyncpg.connect(admin_dsn, command_timeout=100)
-    yield connection
-    await connection.close()
-
-
 class Reader:
     """
     Reads all events, a page at a time, each time from the text of its cursor.

@@ -8,6 +8,7 @@ import pytest
 
 from eventflow import App, DatabaseError, DomainError, DuplicateOperationError, JobState, SourceId
 from eventflow.eventstore import EventId, EventMetadata, StreamId
+from eventflow.postgres import Connection
 from tests.support.journal import ended, query
 from tests.support.ledgers import (
     Announce,
@@ -23,7 +24,7 @@ from tests.support.ledgers import (
     written,
 )
 from tests.support.pgbouncer import needs_pgbouncer, pgbouncer
-from tests.support.waiting import eventually, until
+from tests.support.waiting import eventually, until, waits_for_lock
 
 LEDGER = LedgerId("ledger-0192f0c1-0000-7000-8000-000000000001")
 OTHER = LedgerId("ledger-0192f0c1-0000-7000-8000-000000000002")
@@ -72,6 +73,23 @@ async def test_refused_command_leaves_nothing(dsn: str, admin_dsn: str, gate: Ga
         previewed = await app.commands.preview(Deposit(aggregate_id=LEDGER, amount=3, announces=True, writes=True))
     assert previewed == (Deposited(amount=3),)
     assert await written(admin_dsn) == (0, 0, 0, 0)
+
+
+async def test_commit_is_not_cancelled_halfway(dsn: str, admin_dsn: str, admin: Connection, gate: Gate) -> None:
+    """Whoever gives up while it is being written is told what came of it: half of it would be an unknown one."""
+    giving_up, balances = anyio.CancelScope(), list[int]()
+
+    async def publish(app: App) -> None:
+        with giving_up:
+            balances.append(await app.commands.publish(Deposit(aggregate_id=LEDGER, amount=5)))
+
+    async with ledger_flow(gate).open(dsn) as app, anyio.create_task_group() as group:
+        async with admin.transaction():
+            await admin.execute("SELECT pg_advisory_xact_lock(eventflow.stream_key('Ledger', $1))", LEDGER)
+            group.start_soon(publish, app)
+            await eventually(lambda: waits_for_lock(admin, "Everything that a command changes"))
+            giving_up.cancel()
+    assert (balances, await amounts(admin_dsn, LEDGER)) == ([5], [5])
 
 
 async def test_same_command_is_done_once_whoever_publishes_it(dsn: str, admin_dsn: str, gate: Gate) -> None:

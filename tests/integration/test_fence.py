@@ -5,7 +5,6 @@ from random import Random
 from typing import Any
 
 import anyio
-import asyncpg
 import pytest
 
 from eventflow import JobState, LeaseLostError, WorkerId
@@ -14,7 +13,7 @@ from eventflow.postgres import Connection, PostgresJobStore, connector
 from eventflow.postgres.statements import statement
 from tests.support.job_stores import ERROR, interest, new_job
 from tests.support.transitions import Transitions
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, waits_for_lock
 
 ENDS = (Outcome.SUCCEEDED, Outcome.RETRY, Outcome.RELEASED, Outcome.DEAD, Outcome.CANCELLED)
 RUNNING = """
@@ -54,14 +53,6 @@ async def sessions(dsn: str) -> AsyncGenerator[list[Session]]:
     yield both
     for session in both:
         await session.store.close()
-
-
-@pytest.fixture
-async def admin(admin_dsn: str) -> AsyncGenerator[Connection]:
-    """A superuser's connection."""
-    connection = await asyncpg.connect(admin_dsn)
-    yield connection
-    await connection.close()
 
 
 async def test_completions_sent_again_never_end_a_later_claim(
@@ -110,7 +101,7 @@ async def test_claim_in_flight_is_rescued_after_it_has_landed(sessions: list[Ses
     async with anyio.create_task_group() as group, admin.transaction():
         await admin.execute(RUNNING, job.id.uuid, rescuer.worker.uuid)  # the claim's own row has to wait for this
         group.start_soon(doomed.claim)
-        await eventually(lambda: _waits_for_lock(admin, "claim_jobs"))
+        await eventually(lambda: waits_for_lock(admin, "claim_jobs"))
         assert await rescuer.store.rescue(peer) is None
         await admin.execute("DELETE FROM eventflow.running")
     assert await rescuer.store.rescue(peer) == 1
@@ -136,7 +127,7 @@ async def test_claim_that_arrives_during_the_rescue_takes_nothing(sessions: list
         assert await admin.fetchval(statement("close_worker"), doomed.worker.uuid, 0)
         assert await admin.fetchval(statement("release_claims"), doomed.worker.uuid, True) == 0
         group.start_soon(claim)
-        await eventually(lambda: _waits_for_lock(admin, "claim_jobs"))
+        await eventually(lambda: waits_for_lock(admin, "claim_jobs"))
     assert len(raised) == 1
     record = await other.store.get(job.id)
     assert record is not None
@@ -161,12 +152,3 @@ async def test_closed_worker_changes_nothing(sessions: list[Session]) -> None:
     with pytest.raises(LeaseLostError):
         await late.claim()
     assert await heir.end(new, Outcome.SUCCEEDED)
-
-
-async def _waits_for_lock(admin: Connection, text: str) -> bool:
-    await admin.execute("SELECT pg_stat_clear_snapshot()")  # what this transaction has seen of others before
-    return await admin.fetchval(
-        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%' || $1 || '%'"
-        " AND pid <> pg_backend_pid() AND datname = current_database())",
-        text,
-    )

@@ -110,14 +110,6 @@ async def open_worker(admin: Connection) -> WorkerId:
     return worker
 
 
-@pytest.fixture
-async def admin(admin_dsn: str) -> AsyncGenerator[Connection]:
-    """A superuser's connection."""
-    connection = await asyncpg.connect(admin_dsn, command_timeout=100)
-    yield connection
-    await connection.close()
-
-
 @asynccontextmanager
 async def worker_session(dsn: str, admin: Connection) -> AsyncGenerator[Statements]:
     """A worker's session. Its plans are made by a first call of each statement."""

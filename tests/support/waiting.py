@@ -3,6 +3,8 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import asyncpg
+
 from eventflow import SystemClock
 
 T = TypeVar("T")
@@ -47,3 +49,13 @@ async def until(condition: Callable[[], object], *, within: float = DEADLINE_SEC
 def describe(observe: Callable[..., object]) -> str:
     """What to call a condition in a failure."""
     return getattr(observe, "__qualname__", repr(observe))
+
+
+async def waits_for_lock(admin: "asyncpg.Connection[asyncpg.Record]", text: str) -> bool:
+    """Whether a statement with this text waits for a lock that somebody holds."""
+    await admin.execute("SELECT pg_stat_clear_snapshot()")  # what this transaction has seen of others before
+    return await admin.fetchval(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%' || $1 || '%'"
+        " AND pid <> pg_backend_pid() AND datname = current_database())",
+        text,
+    )

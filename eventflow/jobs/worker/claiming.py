@@ -123,8 +123,7 @@ class Claimer:
 
     def room_changed(self) -> None:
         """A slot was freed or timers fired."""
-        wanted = self._asked or self._notified or self._more_ready or self._more_ahead or self._next_us is not None
-        if wanted or self._quarantine.is_closed:
+        if self._next_us is not None or self._quarantine.is_closed or self._has_reason():
             self._wakeup.set()
 
     async def claim_step(self) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any
 
-import anyio
-
 from eventflow.clock import Clock, Wakeup
 from eventflow.errors import CommitUnknownError, DatabaseError, DatabaseUnavailableError, ValueRefusedError
 from eventflow.eventstore import Changes
@@ -88,8 +86,7 @@ class Completions:
         ending, pauses = Ending(self._worker_id, settlement), 0
         while True:
             try:
-                with anyio.CancelScope(shield=True):  # half a commit would be an unknown one; it has a limit of its own
-                    await self._commits.commit(changes, settlement.follow_ups, ends=ending, connection=connection)
+                await self._commits.commit(changes, settlement.follow_ups, ends=ending, connection=connection)
             except (DatabaseUnavailableError, CommitUnknownError) as exc:
                 if connection is not None:
                     raise
