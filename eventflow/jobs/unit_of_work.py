@@ -21,8 +21,8 @@ Write = Callable[[Changes, Sequence[NewJob], Any], Awaitable[None]]
 """Writes changes and jobs, all or nothing; in the transaction of a connection, if there is one."""
 Follow = Callable[[Changes], Sequence[NewJob]]
 """The jobs that follow from changes by themselves: those of subscribers."""
-NextStep = Callable[[], Awaitable[tuple[Step, NewJob | None]]]
-"""Where a subscriber goes from its event, and the job to add for it."""
+NextStep = Callable[[Any], Awaitable[tuple[Step, NewJob | None]]]
+"""Where a subscriber goes from its event, and the job to add for it; given the connection it writes over, if any."""
 
 
 class Commits(Protocol):
@@ -165,7 +165,7 @@ class JobUnitOfWork:
             await self._write_all(changes, jobs)
             return
         while True:
-            step, following = await self.next_step()
+            step, following = await self.next_step(self._connection)
             try:
                 await self._write_all(
                     msgspec.structs.replace(changes, step=step), jobs if following is None else [*jobs, following]

@@ -1,6 +1,7 @@
 """From events to subscribers: which jobs follow from an append, and what such a job does."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -139,9 +140,9 @@ class EventDispatcher(EventJobRunner):
             wanted = [r for r in self._definitions.read(events[0]) if subscription.subscriber.wants(type(r.event))]
             await subscription.subscriber.handle(wanted, context)
 
-    async def load(self, stream: StreamId, *, after: int, limit: int) -> Sequence[StoredEvent]:
+    async def load(self, stream: StreamId, *, after: int, limit: int, connection: Any = None) -> Sequence[StoredEvent]:
         """Events of a stream."""
-        return await self._events.load(stream, after=after, limit=limit)
+        return await self._events.load(stream, after=after, limit=limit, connection=connection)
 
     async def find_job(self, job_id: JobId) -> JobRecord | None:
         """Look a job up."""
@@ -165,10 +166,17 @@ class _NextStep:
         self._ahead = ahead
         self._seen = job.stream_version
         self._looks = 0
+        self._connection: Any = None
         self._found: tuple[Step, NewJob | None] | None = None
 
-    async def __call__(self) -> tuple[Step, NewJob | None]:
-        """Where it goes, as far as events are known; called again, it looks whether there are more by now."""
+    async def __call__(self, connection: Any) -> tuple[Step, NewJob | None]:
+        """
+        Where it goes, as far as events are known; called again, it looks whether there are more by now.
+
+        Args:
+            connection: Of the transaction that the step is written in, which may have appended events itself.
+        """
+        self._connection = connection
         self._looks += 1
         if self._looks > 1 and not self._ahead:
             await self._look()
@@ -186,7 +194,9 @@ class _NextStep:
         await self._look()
 
     async def _look(self) -> None:
-        self._ahead = await self._dispatcher.load(self._job.stream, after=self._seen, limit=PAGE)
+        self._ahead = await self._dispatcher.load(
+            self._job.stream, after=self._seen, limit=PAGE, connection=self._connection
+        )
 
     async def _stop_at(self, place: Place) -> tuple[Step, NewJob | None] | None:
         """Go on with this event; ``None``: it has been dealt with before."""

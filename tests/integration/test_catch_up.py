@@ -2,6 +2,7 @@
 
 from random import Random
 
+import anyio
 import pytest
 
 from eventflow import (
@@ -20,9 +21,9 @@ from eventflow import (
     applies,
 )
 from eventflow.cli.trace import story_trees
-from eventflow.postgres import PostgresDatabase
+from eventflow.postgres import Connection, PostgresDatabase
 from eventflow.subscribers import Progress, catch_up
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, waits_for_lock
 
 
 class CounterId(Identity):
@@ -111,6 +112,29 @@ async def test_subscriber_gets_each_event_once_wherever_it_is_stopped(
             assert [n for c, n in seen if c == counters[0]] == [6, 1, 2, 3, 4, 5]
         again = [progress async for progress in app.catch_up("note")]
         assert again[-1].jobs_made == 0
+
+
+async def test_page_and_an_append_that_wait_for_each_other_are_both_written(dsn: str, admin: Connection) -> None:
+    """Catching up begins lines in their order, the append in another; what the server refuses is tried again."""
+    one, other = sorted(CounterId.new() for _ in range(2))
+    seen: list[tuple[str, int]] = []
+    async with counting().open(dsn) as old:
+        for counter in (one, other):
+            await old.commands.publish(Count(aggregate_id=counter))
+
+    async with with_subscriber(seen, ordered=True).open(dsn) as app, app.worker():
+        async with anyio.create_task_group() as group, app.transaction() as connection:
+            await app.commands.publish(Count(aggregate_id=other), connection=connection)
+            group.start_soon(_all_pages, app)
+            await eventually(lambda: waits_for_lock(admin, "Give a subscriber the jobs"))
+            await app.commands.publish(Count(aggregate_id=one), connection=connection)
+        await emptied(app)
+    assert set(seen) == {(str(counter), number) for counter in (one, other) for number in (1, 2)}
+    assert len(seen) == 4
+
+
+async def _all_pages(app: App) -> None:
+    assert [progress.is_finished async for progress in app.catch_up("note")][-1]
 
 
 async def _some(app: App, pages: int) -> list[Progress]:

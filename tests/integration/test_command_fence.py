@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import timedelta
-from uuid import UUID
 
 import anyio
 import pytest
@@ -13,7 +12,6 @@ from eventflow import (
     CommitUnknownError,
     DuplicateOperationError,
     Job,
-    JobId,
     JobState,
     PublishCommandJob,
     WorkerSettings,
@@ -27,6 +25,7 @@ from tests.support.ledgers import (
     WriteRow,
     create_own_rows,
     ledger_flow,
+    take_all,
     written,
 )
 from tests.support.proxy import Proxy
@@ -38,10 +37,6 @@ Written = tuple[int, int, int, int]
 """Events, receipts, follow-up jobs, rows of handlers' own."""
 NOTHING = (0, 0, 0, 0)
 LEDGER = LedgerId("ledger-0192f0c1-0000-7000-8000-000000000001")
-TAKE = """
-WITH released AS MATERIALIZED (SELECT eventflow.release_claims(worker_id, true) FROM eventflow.running WHERE id = $1)
-SELECT count(*) FROM released
-"""
 
 
 @pytest.fixture
@@ -51,12 +46,6 @@ async def gate(admin_dsn: str) -> AsyncGenerator[Gate]:
     gate = Gate()
     yield gate
     gate.opened.set()
-
-
-async def take(admin_dsn: str, job_id: JobId) -> None:
-    """Take a job from its worker, which hears nothing of it; it waits for an hour."""
-    await query(admin_dsn, TAKE, UUID(job_id.uuid))
-    await query(admin_dsn, "UPDATE eventflow.job SET ready_at = ready_at + interval '1 h'")
 
 
 HELD: dict[str, tuple[AnyCommand[int], Written]] = {
@@ -79,7 +68,7 @@ async def test_worker_that_lost_the_job_writes_nothing(
     async with ledger_flow(gate).open(dsn) as app, app.worker():
         job_id = await app.jobs.schedule(job)
         await until(lambda: gate.arrived)
-        await take(admin_dsn, job_id)
+        await take_all(admin_dsn)
         gate.opened.set()
         await until(lambda: "claim.lost" in caplog.messages)
         record = await app.jobs.get(job_id)

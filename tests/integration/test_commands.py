@@ -83,12 +83,11 @@ async def test_commit_is_not_cancelled_halfway(dsn: str, admin_dsn: str, admin: 
         with giving_up:
             balances.append(await app.commands.publish(Deposit(aggregate_id=LEDGER, amount=5)))
 
-    async with ledger_flow(gate).open(dsn) as app, anyio.create_task_group() as group:
-        async with admin.transaction():
-            await admin.execute("SELECT pg_advisory_xact_lock(eventflow.stream_key('Ledger', $1))", LEDGER)
-            group.start_soon(publish, app)
-            await eventually(lambda: waits_for_lock(admin, "Everything that a command changes"))
-            giving_up.cancel()
+    async with ledger_flow(gate).open(dsn) as app, anyio.create_task_group() as group, admin.transaction():
+        await admin.execute("SELECT pg_advisory_xact_lock(eventflow.stream_key('Ledger', $1))", LEDGER)
+        group.start_soon(publish, app)
+        await eventually(lambda: waits_for_lock(admin, "Everything that a command changes"))
+        giving_up.cancel()
     assert (balances, await amounts(admin_dsn, LEDGER)) == ([5], [5])
 
 

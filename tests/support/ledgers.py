@@ -203,3 +203,12 @@ async def create_own_rows(admin_dsn: str) -> None:
     connection = await asyncpg.connect(admin_dsn)
     await connection.execute(CREATE_OWN_ROWS)
     await connection.close()
+
+
+async def take_all(admin_dsn: str) -> None:
+    """Take all jobs from their workers, which hear nothing of it; they wait for an hour."""
+    await query(
+        admin_dsn,
+        "DO $$ BEGIN PERFORM eventflow.release_claims(worker_id, true) FROM eventflow.running;"
+        " UPDATE eventflow.job SET ready_at = ready_at + interval '1 h'; END $$",
+    )

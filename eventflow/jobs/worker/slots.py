@@ -186,7 +186,7 @@ class Slots:
                     claim, started_us=started_us, end=self._completions.end, is_cancelled=_is_cancelled
                 )
         finally:
-            del self._running[claim.id]
+            self._running.pop(claim.id, None)  # somebody may have given it to this worker once more
         failpoint("job.ran")
         if job.scope.cancel_called and settlement is not None and settlement.outcome in (Outcome.RETRY, Outcome.DEAD):
             settlement = None  # the handler gave way with an error of its own, which the cancellation caused

@@ -417,6 +417,12 @@ DECLARE
     left_out uuid[];
     made integer;
 BEGIN
+    IF catch_up.aggregate_names IS NOT NULL THEN
+        -- Where the subscriber stands it stays from here on: it must not come by an event that seems to have no job yet.
+        PERFORM eventflow.lock_lines(
+            true, array_fill(catch_up.subscriber, ARRAY[cardinality(catch_up.ids)]), catch_up.aggregate_names,
+            catch_up.event_owners);
+    END IF;
     SELECT coalesce(array_agg(DISTINCT j.id), '{}') INTO left_out
     FROM eventflow.any_job AS j WHERE j.id = ANY (catch_up.ids);
     IF catch_up.aggregate_names IS NOT NULL THEN
