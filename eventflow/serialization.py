@@ -72,6 +72,9 @@ class Codec(Generic[T]):
     Args:
         message_type: A ``msgspec.Struct``, or anything else msgspec decodes.
 
+    Attributes:
+        decode_bare: Like :meth:`decode` for who decodes thousands; raises whatever it meets.
+
     Raises:
         DefinitionError: the type has fields that JSON cannot tell apart or name.
     """
@@ -82,6 +85,7 @@ class Codec(Generic[T]):
             self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(message_type, dec_hook=_decode_scalar)
         except (TypeError, NameError) as exc:
             raise DefinitionError(f"{type_name(message_type)}: {exc}") from exc
+        self.decode_bare: Callable[[bytes | str], T] = self._decoder.decode
 
     def encode(self, message: T) -> bytes:
         """

@@ -23,6 +23,7 @@ from eventflow.errors import InvalidMessageError, MissingApplierError, Undecodab
 from eventflow.eventstore import Event, EventDefinitions, EventStore, History, ReceiptKey, Snapshot, StreamId
 from eventflow.ids import Identity
 from eventflow.messages import declaration
+from eventflow.serialization import text_of
 
 log = logging.getLogger("eventflow.aggregates")
 
@@ -32,6 +33,8 @@ Look = Callable[[int | None], Awaitable[History]]
 
 _ReplayStep = tuple[Callable[[str], Any], Callable[[Any, Any], None]]
 """Decodes a stored event, and applies what it was read as."""
+_ReplaySteps = defaultdict[str, dict[int, _ReplayStep]]
+"""By stored name and version."""
 
 _NO_RECEIPT = ReceiptKey("", "", "")
 
@@ -50,7 +53,7 @@ class AggregateRepository:
         self._store = store
         self._events = events
         self._aggregates = aggregates
-        self._known: defaultdict[type[Aggregate[Any]], dict[tuple[str, int], _ReplayStep]] = defaultdict(dict)
+        self._known: defaultdict[type[Aggregate[Any]], _ReplaySteps] = defaultdict(lambda: defaultdict(dict))
 
     async def load(self, aggregate_type: type[AggregateT], aggregate_id: Identity) -> AggregateT:
         """
@@ -108,14 +111,16 @@ class AggregateRepository:
             with applying(aggregate):
                 for past in history.events:  # thousands, perhaps: no call too many
                     number, name, version, data = past
-                    step = known.get((name, version))
-                    if step is None:
-                        step = known[name, version] = self._step(type(aggregate), name, version)
-                    decode, apply = step
+                    try:
+                        decode, apply = known[name][version]
+                    except KeyError:
+                        decode, apply = known[name][version] = self._step(type(aggregate), name, version)
                     try:
                         event = decode(data)
-                    except UndecodableMessageError as exc:
-                        raise UndecodableMessageError(name, version, exc.reason) from exc
+                    except UndecodableMessageError:
+                        raise
+                    except Exception as exc:
+                        raise UndecodableMessageError(name, version, text_of(exc)) from exc
                     apply(aggregate, event)
             if history.events:
                 advance(aggregate, number)
@@ -131,7 +136,7 @@ class AggregateRepository:
         applier = appliers_of(aggregate_type).get(codec.message_type)
         if applier is None:
             raise MissingApplierError(aggregate_type, codec.message_type)
-        return codec.decode, applier
+        return codec.decode_bare, applier
 
     def _state(
         self, aggregate_type: type[AggregateT], aggregate_id: Identity, snapshot: Snapshot | None

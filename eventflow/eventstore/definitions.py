@@ -104,7 +104,7 @@ class EventDefinitions(Definitions[Event]):
             raise UndecodableMessageError(name, version, exc.reason) from exc
 
     def plain(self, name: str, version: int) -> Codec[Event] | None:
-        """How events are read that no upgrader changes; ``None``: others have a say."""
+        """What reads events that no upgrader changes; ``None``: upgraders have a say."""
         event_type = self.by_name(name, version).type
         return None if event_type in self._upgrades else self._codec(event_type)
 

@@ -131,8 +131,8 @@ class PostgresCommits:
             async with self._lanes.connection() as own:
                 sent = True
                 failpoint("commit.sending")
-                arguments = [(patient, *call.arguments) for call in calls]
-                rows = await own.fetchmany(statement("commit_changes", self._schema), arguments)
+                query, arguments = statement("commit_changes", self._schema), [(patient, *c.arguments) for c in calls]
+                rows = await (own.fetchmany(query, arguments) if len(calls) > 1 else own.fetch(query, *arguments[0]))
                 failpoint("commit.committed")
         except DatabaseError as exc:
             self._fail(calls, exc, is_unknown=sent and exc.__cause__ is not None and may_have_committed(exc.__cause__))

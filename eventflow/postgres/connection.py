@@ -257,33 +257,51 @@ class Lane:
             self.terminate()
 
 
+class LaneStack:
+    """
+    Lanes for several purposes, each with a share of them.
+
+    A statement takes the lane that was used last, of those that are free: its server process is still warm, whatever
+    it has done before. What one command does after another goes over one connection.
+    """
+
+    def __init__(self, connect: Connector, schema: str) -> None:
+        self._connect = connect
+        self._schema = schema
+        self._all: list[Lane] = []
+        self.free: list[Lane] = []
+
+    def share(self, number: int) -> "Lanes":
+        """So many lanes more, for one purpose: as many of them, whichever they are, are always there for it."""
+        added = [Lane(self._connect, self._schema) for _ in range(number)]
+        self._all += added
+        self.free += added
+        return Lanes(self, number)
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(self._all)
+
+
 class Lanes:
     """
-    A few lanes that do the same: each statement takes the one that was used last, of those that are free.
+    A share of a stack of lanes.
 
     Attributes:
-        number: How many there are.
-
-    Args:
-        number: How many there are.
+        number: How many it may use at a time.
     """
 
-    def __init__(self, connect: Connector, schema: str, number: int) -> None:
-        self._all = [Lane(connect, schema) for _ in range(number)]
-        self._free = list(self._all)
+    def __init__(self, stack: LaneStack, number: int) -> None:
         self.number = number
+        self._stack = stack
         self._vacant = anyio.Semaphore(number, fast_acquire=True)
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Connection]:
         """A connection for this task alone; see :meth:`Lane.connection`."""
         async with self._vacant:
-            lane = self._free.pop()
+            lane = self._stack.free.pop()
             try:
                 async with lane.unlocked() as connection:
                     yield connection
             finally:
-                self._free.append(lane)
-
-    def __iter__(self) -> Iterator[Lane]:
-        return iter(self._all)
+                self._stack.free.append(lane)

@@ -13,7 +13,7 @@ from eventflow.clock import Clock
 from eventflow.jobs import JobEncoder
 from eventflow.postgres.catch_ups import PostgresCatchUps
 from eventflow.postgres.commits import PostgresCommits
-from eventflow.postgres.connection import ABANDONED_IN_HANDLER, CONNECT_SECONDS, Connector, Lane, Lanes, connector
+from eventflow.postgres.connection import ABANDONED_IN_HANDLER, CONNECT_SECONDS, Connector, Lane, LaneStack, connector
 from eventflow.postgres.event_store import PostgresEventStore
 from eventflow.postgres.job_store import NOTIFY_WITHIN_US, PostgresJobStore
 from eventflow.postgres.notifier import Notifier
@@ -63,18 +63,18 @@ class PostgresDatabase:
         self._wakes_here: list[Callable[[], None]] = []
         self.store = PostgresJobStore(connect, schema, wake=self._wake, signal=self._notifier.signal)
         self._transactions = Transactions(pool, schema, committed=self._committed)
-        self._reading = Lanes(connect, schema, READING_LANES)
-        self._committing = Lanes(connect, schema, COMMITTING_LANES)
+        self._lanes = LaneStack(connect, schema)
+        reading, committing = self._lanes.share(READING_LANES), self._lanes.share(COMMITTING_LANES)
         self.commits = PostgresCommits(
-            self._committing,
+            committing,
             self.store.queues,
             schema,
             transactions=self._transactions,
             committed=self._committed,
         )
-        self.events = PostgresEventStore(self._reading, self.commits, schema)
-        self.catch_ups = PostgresCatchUps(self._committing, self.store.queues, schema, wake=self._wake)
-        self.stories = Stories(self._reading, schema)
+        self.events = PostgresEventStore(reading, self.commits, schema)
+        self.catch_ups = PostgresCatchUps(committing, self.store.queues, schema, wake=self._wake)
+        self.stories = Stories(reading, schema)
 
     @classmethod
     @asynccontextmanager
@@ -166,7 +166,7 @@ class PostgresDatabase:
     async def _close(self) -> None:
         await self._notifying.close()
         await self.store.close()
-        for lane in (*self._reading, *self._committing):
+        for lane in self._lanes:
             await lane.close()
         if not self._connect.silent:
             await self._pool.close()
@@ -174,6 +174,6 @@ class PostgresDatabase:
     def _terminate(self) -> None:
         self._notifying.terminate()
         self.store.terminate()
-        for lane in (*self._reading, *self._committing):
+        for lane in self._lanes:
             lane.terminate()
         self._pool.terminate()

@@ -17,7 +17,7 @@ from eventflow.errors import ForeignCursorError, ForeignEventsError, OptimisticC
 from eventflow.eventstore import StoredEvent, StreamId
 from eventflow.postgres import Connection, connector
 from eventflow.postgres.all_events import Cursor, Visible, read_page
-from eventflow.postgres.connection import Lanes
+from eventflow.postgres.connection import Lanes, LaneStack
 from eventflow.postgres.statements import statement
 from tests.support.event_stores import EventStores, changes, event_stores, stream
 from tests.support.postgres import Database
@@ -533,8 +533,8 @@ class Counted:
 @pytest.fixture
 async def counted(dsn: str) -> AsyncGenerator[Counted]:
     """One with a worker's connection, which keeps its plans."""
-    lanes = Lanes(connector(dsn, name="counted"), "eventflow", 1)
-    yield Counted(lanes)
+    lanes = LaneStack(connector(dsn, name="counted"), "eventflow")
+    yield Counted(lanes.share(1))
     for lane in lanes:
         await lane.close()
 

@@ -24,7 +24,7 @@ from eventflow.ids import JobId, new_uuid
 from eventflow.jobs import Commits, Ending, InMemoryCommits, InMemoryJobStore, NewJob, Outcome, Settlement
 from eventflow.postgres import PostgresJobStore, Transactions, connector
 from eventflow.postgres.commits import PostgresCommits
-from eventflow.postgres.connection import Lanes
+from eventflow.postgres.connection import Lanes, LaneStack
 from eventflow.postgres.event_store import PostgresEventStore
 from tests.support.job_stores import InMemoryDriver, PostgresDriver, StoreDriver
 from tests.support.postgres import Database
@@ -91,13 +91,14 @@ async def event_stores(database: Database | None) -> AsyncGenerator[EventStores]
         return
     driver = PostgresDriver(database.worker, database.admin)
     connect = connector(database.worker, name="events")
-    reading, committing = Lanes(connect, SCHEMA, 2), Lanes(connect, SCHEMA, 4)
+    lanes = LaneStack(connect, SCHEMA)
+    reading, committing = lanes.share(2), lanes.share(4)
     assert isinstance(driver.store, PostgresJobStore)
     commits = postgres_commits(database, driver.store, committing)
     try:
         yield EventStores(PostgresEventStore(reading, commits, SCHEMA), commits, driver)
     finally:
-        for lane in (*reading, *committing):
+        for lane in lanes:
             await lane.close()
         await driver.close()
 

@@ -19,8 +19,8 @@ from eventflow.jobs.worker.timers import Timers
 
 log = logging.getLogger("eventflow.worker")
 
-PREFETCH_SECONDS = 0.02
-"""Jobs are held beyond the free slots for so long at the measured throughput: a round trip's worth."""
+PREFETCH_SECONDS = 0.03
+"""Jobs are held beyond the free slots for so long at the measured throughput: well within a job's patience in line."""
 LEAD = 1.25
 """The next claim is sent while the line lasts so many times as long as claims have taken lately."""
 SUSPICION_SECONDS = 15.0
@@ -123,7 +123,7 @@ class Claimer:
 
     def room_changed(self) -> None:
         """A slot was freed or timers fired."""
-        if self._next_us is not None or self._quarantine.is_closed or self._has_reason():
+        if self._quarantine.is_closed or (self._wants_more() and (self._next_us is not None or self._has_reason())):
             self._wakeup.set()
 
     async def claim_step(self) -> None:
@@ -194,16 +194,19 @@ class Claimer:
     def _has_reason(self) -> bool:
         if self._quarantine.may_take:
             return True
-        ready, ahead = self._room()
-        if ready and (self._asked or self._notified or self._until_next() == 0.0):
+        if not self._wants_more():
+            return False
+        if self._asked or self._notified or self._more_ready or self._until_next() == 0.0:
             return True
-        if self._more_ready and ready and self._slots.in_line <= self._started_during_a_claim():
-            return True
-        return self._more_ahead and ahead * 2 >= self._settings.concurrency and bool(ready)
+        return self._more_ahead and self._room()[1] * 2 >= self._settings.concurrency
+
+    def _wants_more(self) -> bool:
+        """Whether there is room, and the line will not last much longer: what came now would stand behind it."""
+        return self._slots.in_line <= self._started_during_a_claim() and self._room()[0] > 0
 
     def _until_next(self) -> float | None:
-        """Seconds until the next job comes within reach; ``None`` if none is known or nothing could take it."""
-        if self._next_us is None or not self._room()[0]:
+        """Seconds until the next job comes within reach; ``None`` if none is known or none is wanted."""
+        if self._next_us is None or not self._wants_more():
             return None
         return max(0.0, self._store_time.seconds_until(self._next_us) - self._settings.claim_ahead)
 
