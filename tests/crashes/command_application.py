@@ -18,9 +18,12 @@ from eventflow import (
     Job,
     JobContext,
     RetryPolicy,
+    Saga,
     Services,
     SourceId,
+    SubscriberContext,
     applies,
+    starts_with,
 )
 from eventflow.failpoints import failpoint
 
@@ -74,6 +77,22 @@ class Expired(Event):
     pass
 
 
+class Told(Event):
+    """What a subscriber listens to."""
+
+    fails: bool
+
+
+class Asked(Event):
+    """What a saga listens to."""
+
+    fails: bool
+
+
+class Answered(Event):
+    pass
+
+
 class Ledger(Aggregate[LedgerId]):
     notes: int = 0
     bumps: int = 0
@@ -87,6 +106,17 @@ class Ledger(Aggregate[LedgerId]):
 
     def expire(self) -> None:
         self.emit(Expired())
+
+    def tell(self, *, fails: bool) -> None:
+        self.emit(Told(fails=fails))
+        self.emit(Told(fails=False))
+
+    def ask(self, *, fails: bool) -> None:
+        self.emit(Asked(fails=fails))
+
+    @applies
+    def _said(self, _: Told | Asked) -> None:
+        pass
 
     @applies
     def _noted(self, event: Noted) -> None:
@@ -139,6 +169,18 @@ class Contended(Command[LedgerId, int]):
 
 class Bump(Command[LedgerId]):
     """What others do."""
+
+
+class Tell(Command[LedgerId]):
+    """Two events, that a subscriber takes one after the other."""
+
+    fails: bool = False
+
+
+class Ask(Command[LedgerId]):
+    """An event that a saga begins with."""
+
+    fails: bool = False
 
 
 flow = EventFlow("crashing commands", lifespan=lifespan)
@@ -227,6 +269,40 @@ async def contended(ledger: Ledger, command: Contended, context: CommandContext)
 @flow.command_handler
 async def bump(ledger: Ledger, command: Bump, context: CommandContext) -> None:
     ledger.bump()
+
+
+@flow.command_handler
+async def tell(ledger: Ledger, command: Tell, context: CommandContext) -> None:
+    ledger.tell(fails=command.fails)
+
+
+@flow.subscriber(ordered=True, retry=quickly)
+async def hear(event: Told, context: SubscriberContext) -> None:
+    """In order; with a follow-up job."""
+    times = await (await context.services.aget(Tries)).note(context.event_id)
+    context.schedule(FollowUp(of=context.event_id))
+    fail_at_first(event.fails, times)
+
+
+@flow.command_handler
+async def ask(ledger: Ledger, command: Ask, context: CommandContext) -> None:
+    ledger.ask(fails=command.fails)
+
+
+@flow.saga(retry=quickly)
+class Respondent(Saga[LedgerId]):
+    """An event of its own, and a follow-up job."""
+
+    @starts_with
+    async def asked(self, event: Asked, context: CommandContext) -> None:
+        times = await note(context)
+        context.schedule(FollowUp(of=context.source_id))
+        self.emit(Answered())
+        fail_at_first(event.fails, times)
+
+    @applies
+    def _answered(self, _: Answered) -> None:
+        pass
 
 
 async def note(context: CommandContext) -> int:

@@ -19,12 +19,14 @@ from tests.crashes.command_application import (
     OTHERS,
     RUNNING,
     WROTE,
+    Ask,
     Contended,
     FollowUp,
     LedgerId,
     Open,
     Plain,
     Spreading,
+    Tell,
     Writing,
     WritingJob,
     flow,
@@ -35,7 +37,8 @@ from tests.crashes.scene import Scene, wait_until
 from tests.support.postgres import Database
 
 EMPTY = """
-TRUNCATE eventflow.event, eventflow.command_receipt, eventflow.deadline, eventflow.snapshot, tried, own_row
+TRUNCATE eventflow.event, eventflow.command_receipt, eventflow.deadline, eventflow.snapshot, eventflow.event_line,
+    tried, own_row
 """
 LEFT = """
 SELECT (SELECT count(*) FROM eventflow.running)
@@ -88,7 +91,7 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     What is there once everything is done, however often it was tried.
 
     Attributes:
-        events: Names, by version.
+        events: Names, by stream and version.
         receipts: By the stored result.
         follow_ups: Jobs that succeeded, by name.
         deadlines: Jobs of deadlines that are still to come.
@@ -192,6 +195,16 @@ CASES: Mapping[str, Case] = {
         lambda app, ledger, fails: app.jobs.schedule(WritingJob(label=ledger, fails=fails)),
         Effect(follow_ups=("FollowUp",), own_rows=1),
         {**NO_COMMAND, **NO_STATEMENT, **NO_CONFLICT},
+    ),
+    "subscriber": Case(
+        lambda app, ledger, fails: app.commands.publish(Tell(aggregate_id=ledger, fails=fails)),
+        Effect(events=("Told", "Told"), receipts=("null",), follow_ups=("FollowUp", "FollowUp", "Subscriber:hear")),
+        {**NO_COMMAND, **NO_TRANSACTION, **NO_CONFLICT},
+    ),
+    "saga": Case(
+        lambda app, ledger, fails: app.commands.publish(Ask(aggregate_id=ledger, fails=fails)),
+        Effect(events=("Asked", "Answered"), receipts=("null", "null"), follow_ups=("FollowUp",)),
+        {**NO_TRANSACTION, **NO_CONFLICT},
     ),
 }
 """By the name that a failing test shows."""
