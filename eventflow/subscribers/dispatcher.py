@@ -165,7 +165,7 @@ class _NextStep:
         self._job = job
         self._ahead = ahead
         self._seen = job.stream_version
-        self._looks = 0
+        self._asked_before = False
         self._connection: Any = None
         self._found: tuple[Step, NewJob | None] | None = None
 
@@ -177,9 +177,9 @@ class _NextStep:
             connection: Of the transaction that the step is written in, which may have appended events itself.
         """
         self._connection = connection
-        self._looks += 1
-        if self._looks > 1 and not self._ahead:
+        if self._asked_before and not self._ahead:
             await self._look()
+        self._asked_before = True
         while self._found is None and self._ahead:
             await self._walk()
         return self._found or (self._step(self._seen), None)

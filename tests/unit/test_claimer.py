@@ -242,6 +242,40 @@ async def test_full_claim_is_followed_by_another() -> None:
     assert sum(rig.store.claimed) == 20
 
 
+@pytest.mark.parametrize("reason", ["notified", "due"])
+async def test_nothing_is_claimed_behind_a_long_line(reason: str) -> None:
+    """What came would stand behind the others, however soon it is due; it is claimed when the line has run short."""
+    leave = anyio.Semaphore(0)
+
+    async def wait(context: Any) -> None:
+        await leave.acquire()
+
+    rig = Rig(wait, concurrency=1)
+    for _ in range(100):
+        rig.throughput.count()
+    rig.clock.advance(0.1)
+    await rig.bench.scheduler.schedule_many([Act() for _ in range(20)])
+
+    async with rig.open():
+        for _ in range(5):
+            leave.release()
+        await others_rest()
+        assert (rig.store.claimed, rig.slots.in_line) == ([16], 10)
+        if reason == "notified":
+            rig.claimer.notify()
+        else:
+            rig.claimer.see(await rig.store.tick(ME, rig.bench.interest))
+        await rig.bench.advance(0.01)
+        assert rig.store.claimed == [16]
+        for _ in range(10):
+            leave.release()
+        await others_rest()
+        assert (rig.store.claimed, rig.slots.in_line) == ([16, 4], 4)
+        for _ in range(5):
+            leave.release()
+        await others_rest()
+
+
 async def test_busy_worker_ignores_due_times() -> None:
     """With full slots a due job is left for others, and claimed as soon as there is room."""
     rig = Rig(forever, concurrency=1)

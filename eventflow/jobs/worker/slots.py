@@ -60,7 +60,7 @@ class Slots:
         seats: The slots.
         runner: Runs one job.
         completions: Takes what came of it.
-        freed: Called whenever there is room again.
+        freed: Called whenever there is room again: a job has ended, and the next has left the line if there was one.
         finished: Called once for every job that left its slot.
         patience: Seconds a due job may stand in line before it goes back to the store, for others to take.
     """
@@ -167,7 +167,9 @@ class Slots:
     async def _occupy(self) -> None:
         try:
             while self._line:
-                await self._run(self._line.popleft()[0])
+                claim, _ = self._line.popleft()
+                self._freed()
+                await self._run(claim)
         finally:
             self._occupied -= 1
             self._seats.free += 1
@@ -195,7 +197,6 @@ class Slots:
         if not settlement.is_written:
             self._completions.add(settlement)
         self._finished()
-        self._freed()
 
 
 def _is_cancelled() -> bool:
