@@ -26,7 +26,7 @@ from eventflow.postgres.transactions import Pool, Transactions
 from eventflow.supervision import Supervisor, background_tasks
 
 DEFAULT_POOL_SIZE = 4
-READING_LANES = 2
+LOADING_LANES = 2
 """Connections over which commands load their aggregates."""
 COMMITTING_LANES = 4
 """Connections over which commands commit; so many share an fsync."""
@@ -64,7 +64,8 @@ class PostgresDatabase:
         self.store = PostgresJobStore(connect, schema, wake=self._wake, signal=self._notifier.signal)
         self._transactions = Transactions(pool, schema, committed=self._committed)
         self._lanes = LaneStack(connect, schema)
-        reading, committing = self._lanes.share(READING_LANES), self._lanes.share(COMMITTING_LANES)
+        loading, committing = self._lanes.share(LOADING_LANES), self._lanes.share(COMMITTING_LANES)
+        reading_all = self._lanes.share(1)
         self.commits = PostgresCommits(
             committing,
             self.store.queues,
@@ -72,9 +73,9 @@ class PostgresDatabase:
             transactions=self._transactions,
             committed=self._committed,
         )
-        self.events = PostgresEventStore(reading, self.commits, schema)
+        self.events = PostgresEventStore(loading, reading_all, self.commits, schema)
         self.catch_ups = PostgresCatchUps(committing, self.store.queues, schema, wake=self._wake)
-        self.stories = Stories(reading, schema)
+        self.stories = Stories(reading_all, schema)
 
     @classmethod
     @asynccontextmanager

@@ -26,12 +26,14 @@ class PostgresEventStore:
     An :class:`~eventflow.eventstore.EventStore` on Postgres.
 
     Args:
-        reading: Connections for reading, apart from those for commits.
+        loading: Connections for commands, apart from those for commits.
+        reading_all: Those for readers of all events, so that no command waits for a page.
         commits: Writes changes.
     """
 
-    def __init__(self, reading: Lanes, commits: PostgresCommits, schema: str) -> None:
-        self._reading = reading
+    def __init__(self, loading: Lanes, reading_all: Lanes, commits: PostgresCommits, schema: str) -> None:
+        self._loading = loading
+        self._reading_all = reading_all
         self._commits = commits
         self._schema = schema
 
@@ -75,12 +77,12 @@ class PostgresEventStore:
     async def read_all(self, cursor: str = "", *, limit: int = 1000) -> Page:
         if limit < 1:
             raise ValueError(f"a page has at least one event, not {limit}")
-        return await read_page(self._reading, self._schema, cursor, limit)
+        return await read_page(self._reading_all, self._schema, cursor, limit)
 
     @asynccontextmanager
     async def _connection(self, callers: "AnyConnection | None") -> AsyncGenerator[AnyConnection]:
         if callers is None:
-            async with self._reading.connection() as own:
+            async with self._loading.connection() as own:
                 yield own
         else:
             try:

@@ -92,11 +92,11 @@ async def event_stores(database: Database | None) -> AsyncGenerator[EventStores]
     driver = PostgresDriver(database.worker, database.admin)
     connect = connector(database.worker, name="events")
     lanes = LaneStack(connect, SCHEMA)
-    reading, committing = lanes.share(2), lanes.share(4)
+    loading, reading_all, committing = lanes.share(2), lanes.share(1), lanes.share(4)
     assert isinstance(driver.store, PostgresJobStore)
     commits = postgres_commits(database, driver.store, committing)
     try:
-        yield EventStores(PostgresEventStore(reading, commits, SCHEMA), commits, driver)
+        yield EventStores(PostgresEventStore(loading, reading_all, commits, SCHEMA), commits, driver)
     finally:
         for lane in lanes:
             await lane.close()
