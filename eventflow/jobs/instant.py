@@ -36,7 +36,7 @@ class InstantJobScheduler:
     Runs a job where it is scheduled, through JSON as a stored one, and returns when it has run.
 
     For tests and prototypes: a delay is ignored, with a warning; a failure is logged, not raised and not tried
-    again; nothing can be looked up or cancelled. Follow-up jobs run at once too.
+    again; nothing can be looked up or cancelled. Follow-up jobs run at once too. Deadlines never come.
     """
 
     def __init__(self, encoder: JobEncoder, runner: JobRunner, clock: Clock) -> None:
@@ -101,6 +101,8 @@ class InstantCommits:
     """
     Implements :class:`~eventflow.jobs.Commits`: changes are written, then their jobs run.
 
+    Deadlines never come: at once, each would pass before anything could be done to keep it.
+
     Args:
         events: Where changes are written.
         run: Runs jobs now.
@@ -115,8 +117,10 @@ class InstantCommits:
     ) -> None:
         refuse_connection(connection)
         self._events.write(changes)
-        following = None if changes.step is None else changes.step.following
-        await self._run([job for job in jobs if job.id != following])  # every event has had its job when it was written
+        left_out = set(changes.deadlines.values())
+        if changes.step is not None:
+            left_out.add(changes.step.following)  # every event has had its job when it was written
+        await self._run([job for job in jobs if job.id not in left_out])
 
 
 def _claimed(job: NewJob, now_us: int) -> ClaimedJob:

@@ -78,7 +78,7 @@ class Shop:
 
 
 @asynccontextmanager
-async def opened(on_close: Behaviour | None = None) -> AsyncGenerator[Shop]:
+async def opened(on_close: Behaviour | None = None, *, address: str = "memory:") -> AsyncGenerator[Shop]:
     """A shop; *on_close* replaces what the deadline's handler does."""
     flow, clock, closed = EventFlow("shop"), ManualClock(), list[str]()
     behaviours: dict[str, Behaviour] = {}
@@ -98,7 +98,7 @@ async def opened(on_close: Behaviour | None = None) -> AsyncGenerator[Shop]:
 
     assert do is not close_unpaid
     flow.job(Act)
-    async with flow.open("memory:", clock=clock) as app:
+    async with flow.open(address, clock=clock) as app:
         yield Shop(app, clock, behaviours, closed)
 
 
@@ -365,6 +365,15 @@ async def test_deadline_may_publish_a_command_for_another_aggregate(cancelled: b
         await shop.app.run_due()
 
         assert shop.closed == ([] if cancelled else ["other's"])
+
+
+async def test_deadline_never_comes_where_jobs_run_at_once() -> None:
+    """It would pass before anything could be done to keep it."""
+    async with opened(address="instant:") as shop:
+        await shop.set()
+        await shop.do(cancelling())
+
+        assert (shop.closed, await shop.events()) == ([], [])
 
 
 async def test_handler_without_an_aggregate_has_no_deadlines() -> None:

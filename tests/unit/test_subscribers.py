@@ -224,6 +224,18 @@ async def test_errors_of_inline_subscribers_are_logged_or_raised(
         assert [job.name for job in await app.jobs.find()] == ["Told"]
 
 
+async def test_events_are_seen_once_in_order_where_jobs_run_at_once() -> None:
+    """Those of one append, each as a job."""
+    seen: list[int] = []
+
+    def note(event: Placed, context: SubscriberContext) -> None:
+        seen.append(context.stream_version)
+
+    async with shop(note, ordered=True).open("instant:") as app:
+        await app.commands.publish(Emit(aggregate_id=OrderId.new(), placed=3))
+    assert seen == [1, 2, 3]
+
+
 def test_subscribers_that_cannot_work_are_refused_when_the_flow_is_opened() -> None:
     """The message names the function, or the name that two share."""
 
