@@ -15,7 +15,16 @@ import anyio
 import asyncpg
 import pytest
 
-from eventflow import App, DatabaseUnavailableError, EventFlow, JobState, SystemClock, WorkerSettings
+from eventflow import (
+    App,
+    CommandContext,
+    DatabaseUnavailableError,
+    EventFlow,
+    JobState,
+    StandaloneCommand,
+    SystemClock,
+    WorkerSettings,
+)
 from eventflow.devdb import EmbeddedPostgres, cached_template
 from eventflow.postgres import Connection, migrate
 from eventflow.postgres.translation import may_have_committed
@@ -28,6 +37,10 @@ CLOCK = SystemClock()
 MOST_CONNECTIONS = 10
 
 flow = EventFlow("crowded")  # of a worker process
+
+
+class Look(StandaloneCommand):
+    """At the transaction of its handler."""
 
 
 class Login:
@@ -367,6 +380,32 @@ async def test_serializable_by_default_does_not_concern_the_worker(
             assert await connection.fetchval("SHOW transaction_isolation") == "serializable"
 
     assert failures.count() == {}
+
+
+async def test_handlers_transaction_is_read_committed_whatever_is_set(login: Login, journal: Journal) -> None:
+    """Its commit sees what others have written by then; higher, that would be a failed attempt each time."""
+    await login.alter("default_transaction_isolation", "serializable")
+    flow, levels = flow_of(journal), list[str]()
+
+    @flow.command_handler
+    async def look(command: Look, context: CommandContext) -> None:
+        connection = await context.transaction()
+        levels.append(await connection.fetchval("SHOW transaction_isolation"))
+
+    async with flow.open(login.dsn) as app:
+        await app.commands.publish(Look())
+    assert levels == ["read committed"]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(None, "1min"), ("5s", "5s")], ids=["nothing set", "set"])
+async def test_transaction_without_its_client_ends(
+    value: str | None, shown: str, login: Login, journal: Journal
+) -> None:
+    """After a minute, unless a DBA has set something: until then it may hold a stream."""
+    if value is not None:
+        await login.alter("idle_in_transaction_session_timeout", value)
+    async with flow_of(journal).open(login.dsn) as app, app.transaction() as connection:
+        assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == shown
 
 
 async def test_read_only_by_default_is_waited_for(
