@@ -8,6 +8,7 @@ import pytest
 from eventflow import WorkerSettings
 from eventflow.postgres import Connection
 from tests.support.journal import Journal
+from tests.support.tallies import Desk, TallyId
 
 
 @pytest.fixture
@@ -29,3 +30,15 @@ async def admin(admin_dsn: str) -> AsyncGenerator[Connection]:
     connection: Connection = await asyncpg.connect(admin_dsn, command_timeout=100)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+def desk() -> Desk:
+    """The subscriber's."""
+    return Desk()
+
+
+@pytest.fixture
+def tally() -> TallyId:
+    """An aggregate."""
+    return TallyId.new()
