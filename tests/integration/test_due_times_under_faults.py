@@ -165,9 +165,9 @@ async def has_asked_again(admin: Connection) -> bool:
 
 
 async def cut_connections(admin: Connection) -> None:
-    """Terminate every session of applications and workers."""
+    """Terminate every session of applications and workers, and wait until they are gone."""
     await admin.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name LIKE 'eventflow %'"
     )
 
