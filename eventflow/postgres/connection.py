@@ -148,13 +148,14 @@ class Lane:
         connect: Opens the connection.
         schema: Where the tables are.
         idle: Seconds without a statement after which the connection is tried out before it is used.
+        queued: Whether tasks wait here for each other. One that never does takes the lane without a turn of the loop.
     """
 
-    def __init__(self, connect: Connector, schema: str, *, idle: float = IDLE_SECONDS) -> None:
+    def __init__(self, connect: Connector, schema: str, *, idle: float = IDLE_SECONDS, queued: bool = True) -> None:
         self._connect = connect
         self._schema = schema
         self._idle = idle
-        self._lock = anyio.Lock()
+        self._lock = anyio.Lock(fast_acquire=not queued)
         self._connection: Connection | None = None
         self._answered_at = float("-inf")
 
@@ -187,32 +188,27 @@ class Lane:
             DatabaseUnavailableError: it cannot be opened, or broke.
             DatabaseError: the statement was refused.
         """
-        async with self._lock, self.unlocked() as connection:
-            yield connection
-
-    @asynccontextmanager
-    async def unlocked(self) -> AsyncGenerator[Connection]:
-        """The same for who sees to it that it is one task at a time."""
-        asked_at = time.monotonic()
-        try:
-            connection = await self._usable()
+        async with self._lock:
             asked_at = time.monotonic()
-            yield connection
-        except asyncpg.PostgresError as exc:
-            if self._connection is not None and self._connection.is_closed():
-                self._connection = None
-            else:
-                self._answered()
-            if needs_new_session(exc):
-                self.terminate()
-            raise translate(exc, self._schema) from exc
-        except DRIVER_ERRORS as exc:
-            self._cut_off(asked_at)
-            raise translate(exc, self._schema) from exc
-        except BaseException:
-            self._cut_off(asked_at)
-            raise
-        self._answered()
+            try:
+                connection = await self._usable()
+                asked_at = time.monotonic()
+                yield connection
+            except asyncpg.PostgresError as exc:
+                if self._connection is not None and self._connection.is_closed():
+                    self._connection = None
+                else:
+                    self._answered()
+                if needs_new_session(exc):
+                    self.terminate()
+                raise translate(exc, self._schema) from exc
+            except DRIVER_ERRORS as exc:
+                self._cut_off(asked_at)
+                raise translate(exc, self._schema) from exc
+            except BaseException:
+                self._cut_off(asked_at)
+                raise
+            self._answered()
 
     async def _usable(self) -> Connection:
         if self._connection is not None and self._connect.may_have_lost(self._answered_at):
@@ -273,7 +269,7 @@ class LaneStack:
 
     def share(self, number: int) -> "Lanes":
         """So many lanes more, for one purpose: as many of them, whichever they are, are always there for it."""
-        added = [Lane(self._connect, self._schema) for _ in range(number)]
+        added = [Lane(self._connect, self._schema, queued=False) for _ in range(number)]
         self._all += added
         self.free += added
         return Lanes(self, number)
@@ -301,7 +297,7 @@ class Lanes:
         async with self._vacant:
             lane = self._stack.free.pop()
             try:
-                async with lane.unlocked() as connection:
+                async with lane.connection() as connection:
                     yield connection
             finally:
                 self._stack.free.append(lane)
