@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+import anyio
 from typing_extensions import Unpack
 
 from eventflow.clock import Clock, to_microseconds
@@ -120,7 +121,8 @@ class InstantCommits:
         left_out = set(changes.deadlines.values())
         if changes.step is not None:
             left_out.add(changes.step.following)  # every event has had its job when it was written
-        await self._run([job for job in jobs if job.id not in left_out])
+        with anyio.CancelScope(shield=True):
+            await self._run([job for job in jobs if job.id not in left_out])
 
 
 def _claimed(job: NewJob, now_us: int) -> ClaimedJob:

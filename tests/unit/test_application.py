@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import anyio
 import anyio.lowlevel
 import pytest
 
@@ -229,6 +230,36 @@ async def test_instant_failure_is_logged_and_not_raised(caplog: pytest.LogCaptur
                 await app.run_due()
 
     assert [record.getMessage() for record in caplog.records] == ["job.failed"]
+
+
+async def test_instant_commit_is_not_cancelled_halfway() -> None:
+    """Who gives up on a command after its events are written cannot take back a part of the jobs that follow."""
+    begun, goes_on, ran = anyio.Event(), anyio.Event(), list[str]()
+    flow = EventFlow("instant")
+
+    @flow.job
+    class Follow(Job):
+        text: str
+
+        async def execute(self, context: JobContext) -> None:
+            begun.set()
+            await goes_on.wait()
+            ran.append(self.text)
+
+    @flow.command_handler
+    async def place(command: PlaceOrder, context: CommandContext) -> int:
+        context.schedule(Follow(text="first"))
+        context.schedule(Follow(text="second"))
+        return command.total_cents
+
+    assert place is not None
+    async with flow.open("instant:") as app, anyio.create_task_group() as group:
+        group.start_soon(app.commands.publish, PlaceOrder(aggregate_id=ORDER, total_cents=1))
+        await begun.wait()
+        group.cancel_scope.cancel()
+        goes_on.set()
+
+    assert ran == ["first", "second"]
 
 
 async def test_memory_has_no_transaction() -> None:
