@@ -138,6 +138,31 @@ async def test_job_that_stands_in_line_too_long_is_given_back() -> None:
     assert rig.completions.settlements[0].started_us is None
 
 
+async def test_job_given_twice_is_found_until_both_have_ended() -> None:
+    """A store that forgot that this worker has it gives it once more: the end of one does not hide the other."""
+    gate = Gate()
+    rig = Rig(gate.behaviour, concurrency=2)
+    claim = rig.bench.claim()
+
+    async with rig.open():
+        rig.slots.put([claim])
+        await others_rest()
+        first = rig.slots.find(claim.id)
+        rig.slots.put([claim])
+        await others_rest()
+        second = rig.slots.find(claim.id)
+        assert first is not None
+        first.cancel(Outcome.RELEASED)
+        await others_rest()
+        assert gate.inside == 1
+        assert rig.slots.find(claim.id) is second
+        rig.slots.cancel_all()
+        assert await rig.slots.wait_until_idle(1)
+
+    assert rig.slots.find(claim.id) is None
+    assert rig.outcomes == [Outcome.RELEASED] * 2
+
+
 async def test_cancelled_job_ends_as_it_was_asked_to() -> None:
     """A job cancelled by somebody ends as cancelled; one cancelled by a stop is released."""
     gate = Gate()

@@ -188,7 +188,8 @@ class Slots:
                     claim, started_us=started_us, end=self._completions.end, is_cancelled=_is_cancelled
                 )
         finally:
-            self._running.pop(claim.id, None)  # somebody may have given it to this worker once more
+            if self._running.get(claim.id) is job:  # somebody may have given it to this worker once more
+                del self._running[claim.id]
         failpoint("job.ran")
         if job.scope.cancel_called and settlement is not None and settlement.outcome in (Outcome.RETRY, Outcome.DEAD):
             settlement = None  # the handler gave way with an error of its own, which the cancellation caused
