@@ -3,8 +3,9 @@
 from eventflow.ids import JobId
 from eventflow.jobs.definitions import JobDefinitions
 from eventflow.jobs.encoder import JobEncoder
-from eventflow.jobs.in_memory import InMemoryJobScheduler, InMemoryJobStore
+from eventflow.jobs.in_memory import InMemoryJobStore
 from eventflow.jobs.in_memory_commits import InMemoryCommits
+from eventflow.jobs.in_memory_scheduler import InMemoryJobScheduler
 from eventflow.jobs.instant import InstantCommits, InstantJobScheduler
 from eventflow.jobs.job import Job, JobContext, JobOptions, job_version
 from eventflow.jobs.publish_command import PublishCommandJob
