@@ -1,11 +1,12 @@
 """Tries the combinations that the session asks for, many at once, before the first test looks at its own."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import pytest
 
+from tests.crashes.combinations import asked_for
 from tests.crashes.sweep import Combination, Result, sweep
 from tests.support.postgres import PostgresServer
 
@@ -19,20 +20,12 @@ def results(
     request: pytest.FixtureRequest, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[Combination, Result]:
     """What came of each combination."""
-    wanted = list(_asked_for(request.session.items))
+    wanted = asked_for(request.session.items, "results", Combination)
     databases = [postgres.create_migrated() for _ in range(min(AT_ONCE, len(wanted)))]
     found = request.config.stash[RESULTS] = sweep(wanted, databases, tmp_path_factory.mktemp("crashes"))
     for database in databases:
         postgres.drop(database.name)
     return found
-
-
-def _asked_for(items: Iterable[pytest.Item]) -> Iterator[Combination]:
-    for item in items:
-        if isinstance(item, pytest.Function) and "results" in item.fixturenames:
-            combination = item.callspec.params["combination"]
-            assert isinstance(combination, Combination)
-            yield combination
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,11 +1,12 @@
 """A worker dies by SIGKILL at every step of a command; afterwards the command has had its effect exactly once."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 
 from eventflow import JobId
+from tests.crashes.combinations import asked_for
 from tests.crashes.command_application import LedgerId
 from tests.crashes.command_sweep import (
     AT_ONCE,
@@ -59,20 +60,12 @@ def command_errors(
     request: pytest.FixtureRequest, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[CommandCombination, Exception | None]:
     """What was wrong with each combination that the session asks for, all tried before the first test looks."""
-    wanted = list(_asked_for(request.session.items))
+    wanted = asked_for(request.session.items, "command_errors", CommandCombination)
     databases = [postgres.create_migrated() for _ in range(min(AT_ONCE, len(wanted)))]
     errors = command_sweep(wanted, databases, tmp_path_factory.mktemp("commands"), judge)
     for database in databases:
         postgres.drop(database.name)
     return errors
-
-
-def _asked_for(items: Iterable[pytest.Item]) -> Iterator[CommandCombination]:
-    for item in items:
-        if isinstance(item, pytest.Function) and "command_errors" in item.fixturenames:
-            combination = item.callspec.params["combination"]
-            assert isinstance(combination, CommandCombination)
-            yield combination
 
 
 @pytest.mark.parametrize("combination", command_combinations("dies"), ids=str)
