@@ -85,6 +85,7 @@ class _Run:
         """Load the aggregate and run everything on it."""
         await self._load_aggregate()
         failpoint("command.loaded")
+        await self._operation.unit.admitted()
         self.result = await self._through(0, self._operation.command)
 
     async def _through(self, position: int, command: AnyCommand[Any]) -> Any:  # Any: of whatever command it is

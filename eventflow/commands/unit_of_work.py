@@ -58,6 +58,10 @@ class UnitOfWork(Protocol):
         """See :meth:`~eventflow.eventstore.EventStore.look`; within the transaction, if there is one."""
         ...
 
+    async def admitted(self) -> None:
+        """Wait until the handler may run: a job may look before it has a slot."""
+        ...
+
     async def transaction(self) -> Any:
         """
         A connection in the transaction that everything is written in; it is held until then.

@@ -17,6 +17,7 @@ from eventflow.jobs.definitions import JobDefinitions
 from eventflow.jobs.error_text import describe_error, is_unwieldy, storable
 from eventflow.jobs.headers import Headers
 from eventflow.jobs.job import Job, JobContext, JobOptions
+from eventflow.jobs.publish_command import PublishCommandJob
 from eventflow.jobs.records import ClaimedJob, NewJob, Outcome, Settlement
 from eventflow.jobs.unit_of_work import UnitsOfWork, Write, nothing_of
 from eventflow.retry import OnError
@@ -67,6 +68,7 @@ class JobRunner:
         started_us: int,
         end: EndClaim | None = None,
         is_cancelled: Callable[[], bool] | None = None,
+        admitted: Callable[[], Awaitable[None]] | None = None,
     ) -> Settlement:
         """
         One attempt. Never raises what the job raises; only cancellation of the caller passes through.
@@ -77,6 +79,7 @@ class JobRunner:
             end: Ends the claim in success, with what the job changes; without it only the changes are written.
             is_cancelled: Tells whether it is the caller who is being cancelled, and not the handler that cancelled
                 itself; by default any cancellation of the task is the caller's.
+            admitted: Waits until the job's handler may run; by default it may.
         """
         try:
             job = self._definitions.decode(claim.name, claim.version, claim.payload)
@@ -91,11 +94,18 @@ class JobRunner:
         success = Settlement(
             claim=claim, outcome=Outcome.SUCCEEDED, started_us=started_us, retention_days=options.retention_days
         )
-        unit = self._units.of_job(
-            headers.cause_of(claim), claim.id, None if end is None else _writer(end, success), deadline=headers.deadline
-        )
         timeout = _timeout(claim, options)
+        loads_first = isinstance(job, PublishCommandJob) and timeout is None  # a limit is for what has a slot
+        unit = self._units.of_job(
+            headers.cause_of(claim),
+            claim.id,
+            None if end is None else _writer(end, success),
+            deadline=headers.deadline,
+            admitted=admitted if loads_first else None,
+        )
         try:
+            if admitted is not None and not loads_first:
+                await admitted()
             async with self._services.scope() as services:
                 context = JobContext(
                     job_id=claim.id, attempt=claim.attempt, due_at=due_at, services=services, unit=unit

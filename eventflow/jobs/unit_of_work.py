@@ -88,6 +88,7 @@ class JobUnitOfWork:
         connection: Any = None,
         job_id: JobId | None = None,
         deadline: Deadline | None = None,
+        admitted: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.cause = cause
         self.job_id = job_id
@@ -98,6 +99,7 @@ class JobUnitOfWork:
         self._units = units
         self._write = write
         self._callers_connection = connection
+        self._admitted = admitted
         self._transaction: AbstractAsyncContextManager[Any] | None = None
         self._connection: Any = None
         self._failed: OptimisticConcurrencyError | None = None
@@ -122,6 +124,10 @@ class JobUnitOfWork:
         return await self._units.events.look(
             stream, receipt, snapshot_version=snapshot_version, connection=self._callers_connection
         )
+
+    async def admitted(self) -> None:
+        if self._admitted is not None:
+            await self._admitted()
 
     async def transaction(self) -> Any:
         if self._callers_connection is not None:
@@ -250,10 +256,16 @@ class UnitsOfWork:
         return JobUnitOfWork(self, cause, self._write, connection=connection)
 
     def of_job(
-        self, cause: Causation, job_id: JobId, write: Write | None, *, deadline: Deadline | None = None
+        self,
+        cause: Causation,
+        job_id: JobId,
+        write: Write | None,
+        *,
+        deadline: Deadline | None = None,
+        admitted: Callable[[], Awaitable[None]] | None = None,
     ) -> JobUnitOfWork:
-        """Of one attempt of a job; *write* ends its claim too."""
-        return JobUnitOfWork(self, cause, write or self._write, job_id=job_id, deadline=deadline)
+        """Of one attempt of a job; *write* ends its claim too, and *admitted* waits until its handler may run."""
+        return JobUnitOfWork(self, cause, write or self._write, job_id=job_id, deadline=deadline, admitted=admitted)
 
     async def _write(self, changes: Changes, jobs: Sequence[NewJob], connection: Any) -> None:
         try:

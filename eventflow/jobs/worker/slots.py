@@ -4,11 +4,15 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from eventflow.clock import Clock, Wakeup
+from eventflow.eventstore import Changes
 from eventflow.failpoints import failpoint
 from eventflow.ids import JobId
 from eventflow.jobs.records import ClaimedJob, Outcome, Settlement
@@ -20,17 +24,35 @@ log = logging.getLogger("eventflow.worker")
 
 
 class RunningJob:
-    """A job in a slot; *ending* is what its cancellation means."""
+    """
+    A job in a slot, or begun before it has one.
 
-    def __init__(self, claim: ClaimedJob) -> None:
+    Attributes:
+        ending: What its cancellation means.
+        admission: Raised when it gets its slot; ``None``: it has one.
+    """
+
+    def __init__(self, claim: ClaimedJob, admission: Wakeup | None = None) -> None:
         self.claim = claim
         self.scope = anyio.CancelScope()
         self.ending = Outcome.RELEASED
+        self.admission = admission
 
     def cancel(self, ending: Outcome) -> None:
         """Cancel the handler; if it ends by that, the claim ends so."""
         self.ending = ending
         self.scope.cancel()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has no slot yet."""
+        return self.admission is not None
+
+    def admit(self) -> None:
+        """It has a slot now."""
+        if self.admission is not None:
+            self.admission.set()
+            self.admission = None
 
 
 class Seats:
@@ -55,6 +77,9 @@ class Seats:
 class Slots:
     """
     Runs due jobs, each in one of a fixed number of slots.
+
+    While a job commits, the next in line is begun: it takes no slot until its handler runs, but may load what the
+    handler needs. So one job's round trips take no time from the others.
 
     Args:
         seats: The slots.
@@ -88,7 +113,9 @@ class Slots:
         self._line: deque[tuple[ClaimedJob, float]] = deque()
         self._line_formed = Wakeup(clock)
         self._running: dict[JobId, RunningJob] = {}
-        self._occupied = 0
+        self._early: deque[RunningJob] = deque()
+        self._committing = 0
+        self._tasks = 0
         self._idle = Wakeup(clock)
         seats.freed = freed
 
@@ -113,8 +140,7 @@ class Slots:
             self._line.append((claim, self._clock.monotonic()))
             if self._seats.free > 0:
                 self._seats.free -= 1
-                self._occupied += 1
-                self._seats.group.start_soon(self._occupy)
+                self._start(None)
             else:
                 self._line_formed.set()
 
@@ -131,7 +157,9 @@ class Slots:
         return None
 
     def take_line(self) -> list[ClaimedJob]:
-        """Take all jobs out of the line."""
+        """Take all jobs out of the line; those that were begun early are released."""
+        for job in self._early:
+            job.cancel(Outcome.RELEASED)
         taken = [claim for claim, _ in self._line]
         self._line.clear()
         return taken
@@ -150,9 +178,9 @@ class Slots:
     async def wait_until_idle(self, seconds: float | None) -> bool:
         """Wait for all running jobs to end; false if that took longer (``None``: as long as it takes)."""
         with self._clock.deadline(seconds):
-            while self._occupied:
+            while self._tasks:
                 await self._idle.wait()
-        return not self._occupied
+        return not self._tasks
 
     def cancel_all(self) -> None:
         """Cancel every handler; their claims are released."""
@@ -164,28 +192,67 @@ class Slots:
         self._line.clear()
         self.cancel_all()
 
-    async def _occupy(self) -> None:
+    def _start(self, early: RunningJob | None) -> None:
+        self._tasks += 1
+        self._seats.group.start_soon(self._work, early)
+
+    async def _work(self, early: RunningJob | None) -> None:
+        """Run a job that was begun early, and once there is a slot those in line, until somebody else takes it."""
         try:
-            while self._line:
+            if early is not None:
+                await self._run(early)
+            while self._line and not self._early:
                 claim, _ = self._line.popleft()
                 self._freed()
-                await self._run(claim)
+                await self._run(RunningJob(claim))
         finally:
-            self._occupied -= 1
-            self._seats.free += 1
-            if not self._occupied:
+            self._tasks -= 1
+            if early is not None and early.waits:
+                self._early.remove(early)
+            elif self._early:
+                self._early.popleft().admit()
+            else:
+                self._seats.free += 1
+                self._seats.freed()
+            if not self._tasks:
                 self._idle.set()
-            self._seats.freed()
 
-    async def _run(self, claim: ClaimedJob) -> None:
+    def _begin_next(self) -> None:
+        if self._line and len(self._early) < self._committing:
+            claim, _ = self._line.popleft()
+            job = RunningJob(claim, Wakeup(self._clock))
+            self._early.append(job)
+            self._start(job)
+            self._freed()
+
+    async def _end(self, settlement: Settlement, changes: Changes, connection: Any) -> None:
+        self._committing += 1
+        self._begin_next()
+        try:
+            await self._completions.end(settlement, changes, connection)
+        finally:
+            self._committing -= 1
+
+    async def _admit(self, job: RunningJob) -> None:
+        """Wait for a slot; a job that waits too long is given back, as from the line."""
+        if job.admission is not None and not await job.admission.wait(self._patience):
+            job.cancel(Outcome.RELEASED)
+            await anyio.lowlevel.checkpoint()
+
+    async def _run(self, job: RunningJob) -> None:
         failpoint("job.starting")
-        job = self._running[claim.id] = RunningJob(claim)
+        claim = job.claim
+        self._running[claim.id] = job
         started_us = self._store_time.bound_us()
         settlement = None
         try:
             with job.scope:
                 settlement = await self._runner.run(
-                    claim, started_us=started_us, end=self._completions.end, is_cancelled=_is_cancelled
+                    claim,
+                    started_us=started_us,
+                    end=self._end,
+                    is_cancelled=_is_cancelled,
+                    admitted=None if job.admission is None else partial(self._admit, job),
                 )
         finally:
             if self._running.get(claim.id) is job:  # somebody may have given it to this worker once more
@@ -194,7 +261,12 @@ class Slots:
         if job.scope.cancel_called and settlement is not None and settlement.outcome in (Outcome.RETRY, Outcome.DEAD):
             settlement = None  # the handler gave way with an error of its own, which the cancellation caused
         if settlement is None:  # cancelled by us, and the handler gave way
-            settlement = Settlement(claim=claim, outcome=job.ending, started_us=started_us, retention_days=1)
+            settlement = Settlement(
+                claim=claim,
+                outcome=job.ending,
+                started_us=None if job.waits else started_us,
+                retention_days=1,
+            )
         if not settlement.is_written:
             self._completions.add(settlement)
         self._finished()
