@@ -1,0 +1,1 @@
+"""Who takes part: each in an environment of its own, driven by one program."""

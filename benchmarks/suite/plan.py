@@ -1,0 +1,82 @@
+"""The cells of a run, in the order in which they are measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from benchmarks.contestants.catalogue import CATALOGUE, Entry
+
+REPEATS = 3
+
+
+class Task(msgspec.Struct, frozen=True):
+    """
+    One measure, as a row of the table.
+
+    Attributes:
+        name: Of the row; also what ``ONLY`` chooses.
+        measure: How it is taken; see ``benchmarks.suite.measures``.
+        options: What it is given.
+        only: The contestants; ``None``: all.
+        repeats: How often each plays.
+    """
+
+    name: str
+    measure: str
+    options: Mapping[str, Any] = {}
+    only: tuple[str, ...] | None = None
+    repeats: int = REPEATS
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One contestant's turn at one task."""
+
+    task: Task
+    entry: Entry
+    repeat: int
+
+    @property
+    def key(self) -> str:
+        """A file's name."""
+        return f"{self.task.name}.{self.entry.name}.{self.repeat}".replace(" ", "-").replace(",", "")
+
+
+OURS = ("eventflow", "eventflow, not kept")
+RAW = ("raw 100", "raw 1000")
+
+TASKS = (
+    Task("enqueue-1", "enqueue", {"callers": 1}),
+    Task("enqueue-20", "enqueue", {"callers": 20}),
+    Task("bulk", "bulk"),
+    Task("drain-1", "drain", {"workers": 1}),
+    Task("drain-1-asyncio", "drain", {"workers": 1, "loop": "asyncio"}, only=OURS),
+    Task("drain-2", "drain", {"workers": 2}),
+    Task("drain-4", "drain", {"workers": 4}),
+    Task("pickup", "pickup"),
+    Task("pickup-8", "pickup", {"workers": 8}, repeats=1),
+    Task("idle", "idle"),
+    Task("lateness", "lateness"),
+    Task("lateness-asyncio", "lateness", {"loop": "asyncio"}, only=OURS[:1]),
+    Task("lateness-parked", "lateness", {"parked": 1_000_000}, only=OURS[:1]),
+    Task("one-instant", "lateness", {"count": 10_000, "spread": 0, "workers": 2}),
+    Task("sustained", "sustained", repeats=1),
+)
+
+SMOKE = (
+    Task("enqueue-20", "enqueue", {"callers": 20, "seconds": 0.3}, repeats=1),
+    Task("bulk", "bulk", {"count": 2000}, repeats=1),
+    Task("drain-2", "drain", {"workers": 2, "count": 2000}, repeats=1),
+    Task("pickup", "pickup", {"count": 20}, repeats=1),
+    Task("idle", "idle", {"seconds": 1.0}, repeats=1),
+    Task("lateness", "lateness", {"count": 20, "spread": 1.0}, repeats=1),
+)
+
+
+def cells(tasks: Sequence[Task], entries: Sequence[Entry] = CATALOGUE) -> Iterator[Cell]:
+    """Interleaved: each repeat has all contestants, one after the other."""
+    for task in tasks:
+        for repeat in range(task.repeats):
+            for entry in entries:
+                if (task.only is None or entry.name in task.only) and task.measure not in entry.lacks:
+                    yield Cell(task, entry, repeat)

@@ -1,0 +1,221 @@
+"""A contestant in a fresh database, and its processes."""
+
+import asyncio
+import json
+import mmap
+import os
+import resource
+import signal
+import tempfile
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from benchmarks.contestants.catalogue import ROOT, Entry
+from eventflow.postgres import Connection
+
+READY_SECONDS = 60.0
+STOP_SECONDS = 20.0
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class ContestantError(Exception):
+    """A contestant's program failed; the text is the end of what it said."""
+
+
+class WorkerProcess:
+    """
+    A worker.
+
+    Attributes:
+        result: What it told when it stopped; empty: it did not stop by itself.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, counter: Path, errors: Path) -> None:
+        self.result: dict[str, Any] = {}
+        self._process = process
+        self._errors = errors
+        with counter.open("rb") as file:
+            self._shown = memoryview(mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)).cast("q")
+
+    @property
+    def started(self) -> int:
+        """Jobs that it has started so far."""
+        return self._shown[0]
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it has used."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def resident_bytes(self) -> int:
+        """Memory that it takes."""
+        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+    async def loaded(self) -> None:
+        """
+        Its program is there, and has not begun.
+
+        Raises:
+            ContestantError: it ended, or takes too long.
+        """
+        await self._says(b"loaded")
+
+    def begin(self) -> None:
+        """Let it work."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"begin\n")
+
+    async def ready(self) -> None:
+        """It works. Raises as above."""
+        await self._says(b"ready")
+
+    async def _says(self, word: bytes) -> None:
+        assert self._process.stdout is not None
+        line = b""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READY_SECONDS):
+                while (line := await self._process.stdout.readline()) and line.strip() != word:
+                    pass
+        if not line:
+            raise ContestantError(self._errors.read_text(errors="replace")[-2000:] or f"not {word.decode()} in time")
+
+    async def stop(self) -> None:
+        """Let it end, and take what it tells."""
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                said, _ = await self._process.communicate(b"")
+                self.result = json.loads(said.splitlines()[-1])
+        except (TimeoutError, json.JSONDecodeError, IndexError):
+            self._kill()
+            await self._process.wait()
+
+    def _kill(self) -> None:
+        if self._process.returncode is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+
+class Stage:
+    """
+    Where a contestant plays.
+
+    Args:
+        entry: The contestant.
+        python: The interpreter of its environment.
+        address: Of its database, or Redis.
+        database: Of a fresh Postgres database; also for those who play elsewhere.
+        directory: For files.
+    """
+
+    def __init__(self, entry: Entry, python: Path, address: str, database: Connection, directory: Path) -> None:
+        self.entry = entry
+        self.database = database
+        self._python = python
+        self._address = address
+        self._directory = directory
+        self._workers = 0
+
+    async def set_up(self) -> None:
+        """Make its tables."""
+        await self._play("set_up", {})
+
+    async def produce(self, how: str, **spec: Any) -> dict[str, Any]:
+        """Run a producer to its end; see ``benchmarks.contestants.__main__``."""
+        return await self._play("produce", {"how": how, **spec})
+
+    @asynccontextmanager
+    async def workers(
+        self, number: int = 1, *, begin: bool = True, **spec: Any
+    ) -> AsyncGenerator[Sequence[WorkerProcess]]:
+        """
+        So many processes, all ready; each has its result when the block has ended.
+
+        Args:
+            number: How many.
+            begin: Let them work; without it they wait for :meth:`WorkerProcess.begin`, all at the same point.
+            **spec: What they do; see ``benchmarks.contestants.__main__``.
+        """
+        async with AsyncExitStack() as stack:
+            workers: list[WorkerProcess] = []
+            for _ in range(number):
+                workers.append(await self._start_worker(spec))
+                stack.push_async_callback(workers[-1].stop)
+            for worker in workers:
+                await worker.loaded()
+            if begin:
+                for worker in workers:
+                    worker.begin()
+                for worker in workers:
+                    await worker.ready()
+            yield workers
+
+    async def unfinished(self) -> int:
+        """Jobs whose end is not durable."""
+        assert self.entry.unfinished is not None
+        return int(await self.database.fetchval(self.entry.unfinished))
+
+    async def count_statements(self) -> int:
+        """Statements on the server since they were last forgotten, but our own."""
+        return int(
+            await self.database.fetchval(
+                "SELECT coalesce(sum(calls), 0) FROM pg_stat_statements AS s JOIN pg_database AS d ON d.oid = s.dbid"
+                " WHERE d.datname = current_database() AND query NOT LIKE '%pg_stat_statements%'"
+            )
+        )
+
+    async def forget_statements(self) -> None:
+        """Count anew."""
+        await self.database.execute("SELECT pg_stat_statements_reset()")
+
+    async def written_bytes(self) -> int:
+        """Of WAL, by the whole server, so far."""
+        return int(await self.database.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
+
+    async def _start_worker(self, spec: dict[str, Any]) -> WorkerProcess:
+        self._workers += 1
+        counter = self._directory / f"started-{self._workers}"
+        counter.write_bytes(bytes(8))
+        process = await self._start("work", {"counter": str(counter), **spec})
+        return WorkerProcess(process, counter, self._directory / "errors")
+
+    async def _play(self, role: str, spec: dict[str, Any]) -> dict[str, Any]:
+        process = await self._start(role, spec)
+        said, _ = await process.communicate()
+        if process.returncode:
+            raise ContestantError((self._directory / "errors").read_text(errors="replace")[-2000:])
+        result: dict[str, Any] = json.loads(said.splitlines()[-1])
+        return result
+
+    async def _start(self, role: str, spec: dict[str, Any]) -> asyncio.subprocess.Process:
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("EVENTFLOW_")},
+            "PYTHONPATH": str(ROOT),
+        }
+        with (self._directory / "errors").open("ab") as errors:
+            return await asyncio.create_subprocess_exec(
+                *(str(self._python), "-m", "benchmarks.contestants"),
+                *(self.entry.way, role, self._address, json.dumps(spec)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                cwd=self._directory,
+                env=environment,
+                start_new_session=True,
+                limit=2**26,
+            )
+
+
+@asynccontextmanager
+async def stage(entry: Entry, python: Path, address: str, dsn: str) -> AsyncGenerator[Stage]:
+    """A stage with the contestant's tables; nothing of it is left."""
+    with tempfile.TemporaryDirectory(prefix="eventflow-bench-") as directory:
+        database: Connection = await asyncpg.connect(dsn)
+        try:
+            placed = Stage(entry, python, address, database, Path(directory))
+            await placed.set_up()
+            yield placed
+        finally:
+            await database.close()
