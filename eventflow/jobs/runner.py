@@ -127,7 +127,7 @@ class JobRunner:
             await unit.close()
         if unit.is_committed:
             return msgspec.structs.replace(success, is_written=True)
-        return msgspec.structs.replace(success, follow_ups=tuple(unit.jobs))
+        return msgspec.structs.replace(success, follow_ups=tuple(unit.jobs)) if unit.jobs else success
 
     async def _execute(self, job: Job, context: JobContext) -> None:
         await self._invoker.call(job.execute, context)

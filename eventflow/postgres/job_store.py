@@ -398,7 +398,8 @@ class PostgresJobStore:
             [s.retention_days for s in settlements],
             [s.error for s in settlements],
         )
-        return _job_ids(rows)
+        ended = {s.claim.id for s in settlements}
+        return ended.difference(JobId.of(row["id"]) for row in rows) if rows else ended
 
     async def _return(
         self, connection: Connection, worker_id: WorkerId, settlements: Sequence[Settlement]

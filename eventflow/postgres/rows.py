@@ -87,22 +87,13 @@ def array_literal(tags: Sequence[str]) -> str | None:
     return "{" + ",".join(f'"{tag}"' for tag in quoted) + "}"
 
 
+_CLAIMED = len(ClaimedJob.__struct_fields__)
+
+
 def claimed_job(row: asyncpg.Record) -> ClaimedJob:
-    """A row of ``claim_jobs.sql`` or ``select_claims.sql``."""
-    return ClaimedJob(
-        JobId.of(str(row["id"])),
-        row["claim_no"],
-        row["attempt"],
-        row["crashes"],
-        row["due_us"],
-        row["ready_us"],
-        row["name"],
-        row["version"],
-        row["payload"],
-        row["headers"],
-        row["retry"],
-        row["timeout_us"],
-    )
+    """A row of ``claim_jobs.sql`` or ``select_claims.sql``, whose last columns are the fields."""
+    job_id, *others = row[-_CLAIMED:]
+    return ClaimedJob(JobId.of(job_id), *others)
 
 
 def job_record(row: asyncpg.Record) -> JobRecord:

@@ -96,6 +96,8 @@ class Claimer:
         self._notified = False
         self._woken_for_nothing = 0
         self._claim_seconds = 0.0
+        self._is_claiming = False
+        self._low_water = 0  # so many jobs in line last until a claim is answered; a claim before would be for few
         self._more_ready = False
         self._more_ahead = False
         self._parked = False
@@ -123,6 +125,8 @@ class Claimer:
 
     def room_changed(self) -> None:
         """A slot was freed or timers fired."""
+        if self._is_claiming or (self._slots.in_line > self._low_water and not self._quarantine.is_closed):
+            return  # as after most jobs
         if self._quarantine.is_closed or (self._wants_more() and (self._next_us is not None or self._has_reason())):
             self._wakeup.set()
 
@@ -166,6 +170,7 @@ class Claimer:
     async def _answered(self, claim: Callable[[], Awaitable[ClaimBatch]]) -> ClaimBatch:
         asked_at = self._clock.monotonic()
         failpoint("claim.sending")
+        self._is_claiming = True
         try:
             batch = await claim()
         except LeaseLostError:
@@ -175,8 +180,11 @@ class Claimer:
             self._suspicious_until = self._clock.monotonic() + SUSPICION_SECONDS
             self._quarantine.give_up()  # no suspect is alone among jobs that may still turn up
             raise
+        finally:
+            self._is_claiming = False
         failpoint("claim.committed")
         self._claim_seconds = (self._claim_seconds + self._clock.monotonic() - asked_at) / 2
+        self._low_water = int(self._throughput.per_second() * self._claim_seconds * LEAD)
         self._store_time.sample(batch.now_us, asked_at=asked_at)
         return batch
 
@@ -201,8 +209,8 @@ class Claimer:
         return self._more_ahead and self._room()[1] * 2 >= self._settings.concurrency
 
     def _wants_more(self) -> bool:
-        """Whether there is room, and the line will not last much longer: what came now would stand behind it."""
-        return self._slots.in_line <= self._started_during_a_claim() and self._room()[0] > 0
+        """Whether there is room, and the line will not last much longer: what comes now would stand behind it."""
+        return self._slots.in_line <= self._low_water and self._room()[0] > 0
 
     def _until_next(self) -> float | None:
         """Seconds until the next job comes within reach; ``None`` if none is known or none is wanted."""
@@ -216,10 +224,6 @@ class Claimer:
         ready = self._slots.free + self._prefetch() - self._slots.in_line
         ahead = self._settings.concurrency + self._prefetch() - len(self._timers)
         return max(0, ready), max(0, ahead)
-
-    def _started_during_a_claim(self) -> int:
-        """So many jobs in line last until the next claim is answered; before, it would be a claim for few."""
-        return int(self._throughput.per_second() * self._claim_seconds * LEAD)
 
     def _prefetch(self) -> int:
         return min(self._settings.max_prefetch, int(self._throughput.per_second() * PREFETCH_SECONDS))

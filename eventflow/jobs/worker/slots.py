@@ -23,18 +23,28 @@ from eventflow.jobs.worker.store_time import StoreTime
 log = logging.getLogger("eventflow.worker")
 
 
+STARTING = 8
+"""Tasks that are about to look into the line. Each that takes a job starts another, so that more follow at once where
+handlers wait, and few are needed where none does."""
+TURN = 16
+"""Jobs that a task runs before it lets others go on, where no handler waits."""
+
+
 class RunningJob:
     """
     A job in a slot, or begun before it has one.
 
     Attributes:
+        scope: Ends it; also what its task does with it afterwards, so nobody cancels once it has ended.
         ending: What its cancellation means.
         admission: Raised when it gets its slot; ``None``: it has one.
     """
 
-    def __init__(self, claim: ClaimedJob, admission: Wakeup | None = None) -> None:
+    __slots__ = ("admission", "claim", "ending", "scope")
+
+    def __init__(self, claim: ClaimedJob, scope: anyio.CancelScope, admission: Wakeup | None = None) -> None:
         self.claim = claim
-        self.scope = anyio.CancelScope()
+        self.scope = scope
         self.ending = Outcome.RELEASED
         self.admission = admission
 
@@ -115,6 +125,7 @@ class Slots:
         self._running: dict[JobId, RunningJob] = {}
         self._early: deque[RunningJob] = deque()
         self._committing = 0
+        self._starting = 0
         self._tasks = 0
         self._idle = Wakeup(clock)
         seats.freed = freed
@@ -136,13 +147,11 @@ class Slots:
 
     def put(self, claims: Iterable[ClaimedJob]) -> None:
         """Run these jobs, which are due, as slots allow; in this order."""
-        for claim in claims:
-            self._line.append((claim, self._clock.monotonic()))
-            if self._seats.free > 0:
-                self._seats.free -= 1
-                self._start(None)
-            else:
-                self._line_formed.set()
+        now = self._clock.monotonic()
+        self._line.extend((claim, now) for claim in claims)
+        self._start_more()
+        if len(self._line) > self._seats.free:
+            self._line_formed.set()
 
     def find(self, job_id: JobId) -> RunningJob | None:
         """The job, if it runs here."""
@@ -192,38 +201,67 @@ class Slots:
         self._line.clear()
         self.cancel_all()
 
-    def _start(self, early: RunningJob | None) -> None:
-        self._tasks += 1
-        self._seats.group.start_soon(self._work, early)
+    def _start_more(self) -> None:
+        """Start tasks for the line, a few at a time."""
+        while self._starting < min(STARTING, len(self._line)) and self._seats.free > 0:
+            self._seats.free -= 1
+            self._starting += 1
+            self._tasks += 1
+            self._seats.group.start_soon(self._work)
 
-    async def _work(self, early: RunningJob | None) -> None:
-        """Run a job that was begun early, and once there is a slot those in line, until somebody else takes it."""
+    async def _work(self) -> None:
+        """Hold a slot and run the jobs in line, until there is none or somebody else takes the slot."""
+        self._starting -= 1
         try:
-            if early is not None:
-                await self._run(early)
-            while self._line and not self._early:
-                claim, _ = self._line.popleft()
-                self._freed()
-                await self._run(RunningJob(claim))
+            await self._run_line()
         finally:
-            self._tasks -= 1
-            if early is not None and early.waits:
-                self._early.remove(early)
-            elif self._early:
-                self._early.popleft().admit()
-            else:
-                self._seats.free += 1
-                self._seats.freed()
-            if not self._tasks:
-                self._idle.set()
+            self._leave_slot()
+
+    async def _run_line(self) -> None:
+        run = 0
+        while self._line and not self._early:
+            with anyio.CancelScope() as scope:  # of many jobs, until one is cancelled
+                while self._line and not self._early and not scope.cancel_called:
+                    claim, _ = self._line.popleft()
+                    self._start_more()
+                    self._freed()
+                    await self._run(RunningJob(claim, scope))
+                    run += 1
+                    if run % TURN == 0:
+                        await anyio.lowlevel.checkpoint()
+
+    def _leave_slot(self) -> None:
+        self._tasks -= 1
+        if self._early:
+            self._early.popleft().admit()
+        else:
+            self._seats.free += 1
+            self._seats.freed()
+        if not self._tasks:
+            self._idle.set()
 
     def _begin_next(self) -> None:
         if self._line and len(self._early) < self._committing:
             claim, _ = self._line.popleft()
-            job = RunningJob(claim, Wakeup(self._clock))
+            job = RunningJob(claim, anyio.CancelScope(), Wakeup(self._clock))
             self._early.append(job)
-            self._start(job)
+            self._tasks += 1
+            self._seats.group.start_soon(self._work_early, job)
             self._freed()
+
+    async def _work_early(self, job: RunningJob) -> None:
+        """Run a job that has no slot yet, and with the slot it gets those in line."""
+        try:
+            with job.scope:
+                await self._run(job)
+            if not job.waits:
+                await self._run_line()
+        finally:
+            if job.waits:
+                self._early.remove(job)
+                self._tasks -= 1
+            else:
+                self._leave_slot()
 
     async def _end(self, settlement: Settlement, changes: Changes, connection: Any) -> None:
         self._committing += 1
@@ -244,32 +282,39 @@ class Slots:
         claim = job.claim
         self._running[claim.id] = job
         started_us = self._store_time.bound_us()
-        settlement = None
         try:
-            with job.scope:
-                settlement = await self._runner.run(
-                    claim,
-                    started_us=started_us,
-                    end=self._end,
-                    is_cancelled=_is_cancelled,
-                    admitted=None if job.admission is None else partial(self._admit, job),
-                )
+            settlement = await self._runner.run(
+                claim,
+                started_us=started_us,
+                end=self._end,
+                is_cancelled=_is_cancelled,
+                admitted=None if job.admission is None else partial(self._admit, job),
+            )
+        except anyio.get_cancelled_exc_class():
+            if job.scope.cancel_called:  # by us, and the handler gave way
+                self._finish(job, _gave_way(job, started_us))
+            raise
         finally:
             if self._running.get(claim.id) is job:  # somebody may have given it to this worker once more
                 del self._running[claim.id]
+        if job.scope.cancel_called and settlement.outcome in (Outcome.RETRY, Outcome.DEAD):
+            settlement = _gave_way(job, started_us)  # with an error of its own, which the cancellation caused
+        self._finish(job, settlement)
+
+    def _finish(self, job: RunningJob, settlement: Settlement) -> None:
         failpoint("job.ran")
-        if job.scope.cancel_called and settlement is not None and settlement.outcome in (Outcome.RETRY, Outcome.DEAD):
-            settlement = None  # the handler gave way with an error of its own, which the cancellation caused
-        if settlement is None:  # cancelled by us, and the handler gave way
-            settlement = Settlement(
-                claim=claim,
-                outcome=job.ending,
-                started_us=None if job.waits else started_us,
-                retention_days=1,
-            )
         if not settlement.is_written:
             self._completions.add(settlement)
         self._finished()
+
+
+def _gave_way(job: RunningJob, started_us: int) -> Settlement:
+    return Settlement(
+        claim=job.claim,
+        outcome=job.ending,
+        started_us=None if job.waits else started_us,
+        retention_days=1,
+    )
 
 
 def _is_cancelled() -> bool:

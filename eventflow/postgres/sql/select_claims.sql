@@ -2,7 +2,7 @@
 --   $1 worker_id uuid, $2 known uuid[]
 -- Returns the columns of claim_jobs that describe a job.
 SELECT
-    id, claim_no, attempt, crashes,
+    id::text AS id, claim_no, attempt, crashes,
     eventflow.microseconds(due_at) AS due_us,
     eventflow.microseconds(ready_at) AS ready_us,
     name, version, payload::text AS payload, headers::text AS headers, retry::text AS retry, timeout_us
