@@ -5,6 +5,8 @@
 PYTHON ?= python3
 # More arguments for pytest:      make test-unit ARGS='-k backoff'
 ARGS ?=
+# A part of the benchmarks:       make bench ONLY=drain-1,eventflow
+ONLY ?=
 
 BIN    := .venv/bin
 UV     := $(BIN)/uv
@@ -29,7 +31,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contracts test-integration test-acceptance test-crashes lint format types setup lock clean
+.PHONY: help demo test test-unit test-contracts test-integration test-acceptance test-crashes bench bench-smoke lint format types setup lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +57,13 @@ test-acceptance: $(READY) ## real processes, started and killed
 test-crashes: $(READY) ## a kill at every failpoint in every state of a job; not part of `make test`
 	$(PYTEST) tests/crashes $(ARGS)
 
+bench: $(READY) ## side by side with peers and the limit; goes on where it stopped; see benchmarks/README.md
+	$(BIN)/python -m benchmarks.suite $(if $(ONLY),--only '$(ONLY)')
+
+bench-smoke: $(READY) ## whether the benchmarks work, never how fast; under 2 minutes
+	rm -rf .bench/smoke
+	$(BIN)/python -m benchmarks.suite --smoke --results .bench/smoke
+
 lint: $(READY) ## style, formatting, and which package may import which
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
@@ -76,8 +85,8 @@ lock: $(UV) ## update requirements.lock to the newest versions pyproject.toml al
 		--all-extras --group dev --no-emit-index-url --custom-compile-command 'make lock' \
 		--output-file requirements.lock pyproject.toml
 
-clean: ## remove .venv, caches and builds; the data of `eventflow dev` stays in .eventflow
-	rm -rf .venv build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
+clean: ## remove .venv, .bench, caches and builds; the data of `eventflow dev` stays in .eventflow
+	rm -rf .venv .bench build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The lock holds every package with its hashes, the build backend included, so the

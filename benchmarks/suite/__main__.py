@@ -1,5 +1,5 @@
 """
-Run the suite: ``make bench``, or ``python -m benchmarks.suite``.
+Run the suite: ``make bench``, or ``python -m benchmarks.suite``; then make the report and the plots.
 
 A cell that has been measured is not measured again: its result is a file. Remove the folder of results to begin anew.
 """
@@ -16,7 +16,8 @@ from benchmarks.suite.environments import Environments, MissingError
 from benchmarks.suite.machine import busy_seconds, machine
 from benchmarks.suite.measures import MEASURES, Figures
 from benchmarks.suite.plan import SMOKE, TASKS, Cell, Task, cells
-from benchmarks.suite.results import Result, save
+from benchmarks.suite.report import plot, write
+from benchmarks.suite.results import Result, load, save
 from benchmarks.suite.servers import Postgres, postgres, redis
 from benchmarks.suite.stage import ContestantError, stage
 
@@ -71,7 +72,7 @@ class Run:
             await self._server.drop_database()
 
 
-async def run(chosen: Sequence[Cell], results: Path, environments: Path) -> None:
+async def run(chosen: Sequence[Cell], results: Path, environments: Environments) -> None:
     """Measure these cells."""
     save(results / "machine.json", machine())
     with ExitStack() as stack:
@@ -80,7 +81,7 @@ async def run(chosen: Sequence[Cell], results: Path, environments: Path) -> None
             address: str | MissingError = stack.enter_context(redis())
         except MissingError as exc:
             address = exc
-        running = Run(results, Environments(environments), server, address)
+        running = Run(results, environments, server, address)
         for cell in chosen:
             await running.measure(cell)
 
@@ -113,18 +114,43 @@ def _only(tasks: Sequence[Task], entries: Sequence[Entry], words: str) -> Iterat
     return cells(wanted_tasks, wanted)
 
 
+def report(results: Path, environments: Environments) -> None:
+    """Make the report of what has been measured, and the plots if they can be drawn here."""
+    write(results)
+    print((results / "report.md").resolve())
+    try:
+        plot(results, environments)
+    except MissingError as exc:
+        print(f"no plots: {exc}")
+
+
+def failed(results: Path) -> list[str]:
+    """The cells of those who always take part that have no figures."""
+    return [
+        f"{result.task} of {result.contestant}: {_shown(result)}"
+        for result in load(results)
+        if result.contestant in SMOKE_CONTESTANTS and not result.figures
+    ]
+
+
 def main() -> None:
-    """Choose and run."""
+    """Choose, run, and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="tasks and contestants, comma separated: drain-1,raw-100")
     parser.add_argument("--smoke", action="store_true", help="a few seconds of everything, to see that it works")
+    parser.add_argument("--report", action="store_true", help="measure nothing, only make the report again")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--environments", type=Path, default=ROOT / ".bench")
     options = parser.parse_args()
     tasks = SMOKE if options.smoke else TASKS
     entries = [entry for entry in CATALOGUE if not options.smoke or entry.name in SMOKE_CONTESTANTS]
-    chosen = _only(tasks, entries, options.only)
-    asyncio.run(run(list(chosen), options.results, options.environments))
+    chosen = list(_only(tasks, entries, options.only))
+    environments = Environments(options.environments)
+    if not options.report:
+        asyncio.run(run(chosen, options.results, environments))
+    report(options.results, environments)
+    if options.smoke and (broken := failed(options.results)):
+        raise SystemExit("\n".join(["failed:", *broken]))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,11 @@ class Environments:
         Raises:
             MissingError: there is no interpreter that is new enough, or something cannot be installed.
         """
-        requirements = (*entry.requirements, LOOP)
-        interpreter = _interpreter(entry.python)
+        return self.made((*entry.requirements, LOOP), entry.python)
+
+    def made(self, requirements: tuple[str, ...], oldest: tuple[int, int] = (3, 11)) -> Path:
+        """The interpreter of an environment that has just these; *oldest* may run it. Raises as above."""
+        interpreter = _interpreter(oldest)
         key = hashlib.sha256(repr((interpreter, requirements)).encode()).hexdigest()[:12]
         place = self._root / key
         if not (place / "ready").exists():
