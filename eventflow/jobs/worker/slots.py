@@ -23,11 +23,10 @@ from eventflow.jobs.worker.store_time import StoreTime
 log = logging.getLogger("eventflow.worker")
 
 
-STARTING = 8
-"""Tasks that are about to look into the line. Each that takes a job starts another, so that more follow at once where
-handlers wait, and few are needed where none does."""
-TURN = 16
-"""Jobs that a task runs before it lets others go on, where no handler waits."""
+TURN_SECONDS = 0.0003
+"""How long a task runs jobs whose handlers do not wait before it lets everything else go on."""
+MOST_STARTED = 16
+"""Tasks that are started at once for the jobs in line."""
 
 
 class RunningJob:
@@ -126,6 +125,8 @@ class Slots:
         self._early: deque[RunningJob] = deque()
         self._committing = 0
         self._starting = 0
+        self._to_start = 1
+        self._pausing = 0
         self._tasks = 0
         self._idle = Wakeup(clock)
         seats.freed = freed
@@ -202,8 +203,15 @@ class Slots:
         self.cancel_all()
 
     def _start_more(self) -> None:
-        """Start tasks for the line, a few at a time."""
-        while self._starting < min(STARTING, len(self._line)) and self._seats.free > 0:
+        """
+        Start tasks for the line, unless some that were started have not begun.
+
+        One after the other, each by the one before, until handlers wait; then more and more at once. Where none waits,
+        one task runs all of them.
+        """
+        if self._starting:
+            return
+        while self._starting < min(self._to_start, len(self._line)) and self._seats.free > 0:
             self._seats.free -= 1
             self._starting += 1
             self._tasks += 1
@@ -212,13 +220,15 @@ class Slots:
     async def _work(self) -> None:
         """Hold a slot and run the jobs in line, until there is none or somebody else takes the slot."""
         self._starting -= 1
+        self._to_start = 1 if self._pausing else min(MOST_STARTED, self._to_start * 2)
         try:
-            await self._run_line()
+            if not self._pausing:
+                await self._run_line()
         finally:
             self._leave_slot()
 
     async def _run_line(self) -> None:
-        run = 0
+        since = self._clock.monotonic()
         while self._line and not self._early:
             with anyio.CancelScope() as scope:  # of many jobs, until one is cancelled
                 while self._line and not self._early and not scope.cancel_called:
@@ -226,9 +236,17 @@ class Slots:
                     self._start_more()
                     self._freed()
                     await self._run(RunningJob(claim, scope))
-                    run += 1
-                    if run % TURN == 0:
-                        await anyio.lowlevel.checkpoint()
+                    if self._clock.monotonic() - since > TURN_SECONDS:
+                        await self._pause()
+                        since = self._clock.monotonic()
+
+    async def _pause(self) -> None:
+        """Let everything else go on once."""
+        self._pausing += 1
+        try:
+            await anyio.lowlevel.checkpoint()
+        finally:
+            self._pausing -= 1
 
     def _leave_slot(self) -> None:
         self._tasks -= 1
