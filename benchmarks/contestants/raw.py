@@ -38,8 +38,11 @@ WITH ready AS MATERIALIZED (
 SELECT * FROM moved ORDER BY ready_at, id
 """
 COMPLETE = """
-DELETE FROM eventflow.running AS r USING unnest($2::uuid[], $3::integer[]) AS e (id, claim_no)
-WHERE r.id = e.id AND r.claim_no = e.claim_no AND r.worker_id = $1
+DELETE FROM eventflow.running WHERE id = ANY (ARRAY(
+    SELECT r.id FROM unnest($2::uuid[], $3::integer[]) AS e (id, claim_no) CROSS JOIN LATERAL (
+        SELECT x.id, x.worker_id, x.claim_no FROM eventflow.running AS x WHERE x.id = e.id OFFSET 0
+    ) AS r WHERE r.worker_id = $1 AND r.claim_no = e.claim_no
+))
 """
 INSERT = """
 INSERT INTO eventflow.job (id, queue_id, due_at, ready_at, name, version, payload)
@@ -51,7 +54,7 @@ INSERT INTO eventflow.queue (name) VALUES ('default') ON CONFLICT (name) DO UPDA
 """
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 CONNECTIONS = 20
-PINNED = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_hashjoin": "off"}
+PINNED = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"}
 """A plan made for an empty table would be kept for a full one."""
 
 
@@ -67,6 +70,14 @@ class _Producer:
         self._queue_id = queue_id
         self._inserted = asyncio.Event()
 
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[Connection]:
+        connection = await self._free.get()
+        try:
+            yield connection
+        finally:
+            self._free.put_nowait(connection)
+
     async def notify(self, connection: Connection) -> None:
         """Wake workers after commits, apart from the transactions that insert; many at once."""
         while True:
@@ -75,17 +86,15 @@ class _Producer:
             await connection.execute("SELECT pg_notify('eventflow', '')")
 
     async def enqueue(self, number: int) -> None:
-        connection = await self._free.get()
-        await connection.execute(INSERT, uuid.uuid4(), self._queue_id, f'{{"number":{number}}}')
-        self._free.put_nowait(connection)
+        async with self._connection() as connection:
+            await connection.execute(INSERT, uuid.uuid4(), self._queue_id, f'{{"number":{number}}}')
         self._inserted.set()
 
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
-        connection = await self._free.get()
         now = datetime.now(UTC)
         rows = ((uuid.uuid4(), self._queue_id, now, now, "Tick", 1, f'{{"number":{number}}}') for number in numbers)
-        await connection.copy_records_to_table("job", schema_name="eventflow", columns=COPIED, records=rows)
-        self._free.put_nowait(connection)
+        async with self._connection() as connection:
+            await connection.copy_records_to_table("job", schema_name="eventflow", columns=COPIED, records=rows)
 
     async def enqueue_at(self, jobs: Sequence[tuple[int, datetime]]) -> None:
         raise NotImplementedError

@@ -64,7 +64,11 @@ async def sustained(stage: Stage, *, rate: int = 500, seconds: float = 60.0) -> 
         made = await stage.produce("paced", count=int(rate * seconds), every=1 / rate, limit=seconds + 1, timed=True)
         await _until_started(processes, made["count"] + 1, seconds=LIMIT_SECONDS)
     lags = _lags(made["called"], processes)
-    return {"per_second": len(lags) / made["seconds"], **_milliseconds("pickup", lags)}
+    return {
+        "per_second": len(lags) / made["seconds"],
+        **_milliseconds("pickup", lags),
+        "never_started": made["count"] - len(lags),
+    }
 
 
 async def pickup(stage: Stage, *, workers: int = 1, count: int = 300, every: float = 0.02) -> Figures:
@@ -77,10 +81,12 @@ async def pickup(stage: Stage, *, workers: int = 1, count: int = 300, every: flo
         await _until_started(processes, made["count"] + 2, seconds=LIMIT_SECONDS)
         await asyncio.sleep(0.5)
         statements = await stage.count_statements()
+    lags = _lags(made["called"], processes)
     return {
         "statements_per_job": statements / count,
-        **_milliseconds("pickup", _lags(made["called"], processes)),
+        **_milliseconds("pickup", lags),
         **_milliseconds("call", made["took"]),
+        "never_started": count - len(lags),
     }
 
 
@@ -102,6 +108,7 @@ async def lateness(stage: Stage, *, count: int = 200, spread: float = 10.0, work
         "earliest_ms": min(lags, default=0.0) * 1000,
         "latest_ms": max(lags, default=0.0) * 1000,
         "jobs": len(lags),
+        "never_started": count - len(lags),
         "smallest_share": min(shares) / max(1, sum(shares)),
     }
 
