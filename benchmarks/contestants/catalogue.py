@@ -1,48 +1,12 @@
-"""The contestants: what each needs, how it is set up, and where it does less than the others."""
+"""The contestants."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """
-    A contestant, as the table shows it.
-
-    Attributes:
-        name: In results and on the command line.
-        way: Its class, ``module:name``; imported in its own environment only.
-        requirements: What is installed there.
-        configuration: What differs from its defaults, and why it is fast so.
-        unfinished: A query that counts the jobs whose end is not durable; ``None``: it has none, and the count of
-            started jobs is all there is.
-        backlog: Jobs for a drain by one worker, so that it takes some seconds.
-        bulk: Jobs for bulk enqueue; slow ones get fewer.
-        python: The oldest version it runs on.
-        server: What it stands on.
-        caveat: What it does less than the others.
-        lacks: Measures it cannot take part in.
-    """
-
-    name: str
-    way: str
-    requirements: tuple[str, ...]
-    configuration: str
-    unfinished: str | None
-    backlog: int
-    bulk: int = 100_000
-    python: tuple[int, int] = (3, 11)
-    server: str = "postgres"
-    caveat: str = ""
-    lacks: frozenset[str] = frozenset()
-
+from benchmarks.contestants.entry import ROOT, Entry
+from benchmarks.peers.catalogue import PEERS
 
 EVENTFLOW_UNFINISHED = "SELECT (SELECT count(*) FROM eventflow.job) + (SELECT count(*) FROM eventflow.running)"
 OWN = (f"--editable={ROOT}[uvloop]",)
 
-CATALOGUE = (
+HERE = (
     Entry(
         "eventflow",
         "benchmarks.contestants.ours:Way",
@@ -80,3 +44,6 @@ CATALOGUE = (
         lacks=frozenset({"lateness"}),
     ),
 )
+"""Eventflow, and what could be done by hand on its tables."""
+
+CATALOGUE = (*HERE, *PEERS)

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.contestants.catalogue import CATALOGUE, ROOT, Entry
+from benchmarks.contestants.catalogue import CATALOGUE
+from benchmarks.contestants.entry import ROOT, Entry
 from benchmarks.suite.environments import Environments, MissingError
 from benchmarks.suite.machine import busy_seconds, machine
 from benchmarks.suite.measures import MEASURES, Figures
@@ -52,8 +53,12 @@ class Run:
         try:
             async with asyncio.timeout(CELL_SECONDS):
                 result.figures = await self._figures(cell)
-        except (MissingError, ContestantError, TimeoutError) as exc:
-            result.missing = str(exc) or f"took longer than {CELL_SECONDS:g} s"
+        except (MissingError, ContestantError) as exc:
+            result.missing = str(exc)
+        except TimeoutError:
+            result.missing = f"took longer than {CELL_SECONDS:g} s"
+        except Exception as exc:  # noqa: BLE001 - one cell that fails leaves the others
+            result.missing = repr(exc)
         result.seconds = time.monotonic() - began
         save(path, result)
         print(f"{cell.key:45} {_shown(result)}", flush=True)

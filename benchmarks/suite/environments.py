@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.contestants.catalogue import ROOT, Entry
+from benchmarks.contestants.entry import ROOT, Entry
 
 LOOP = "uvloop>=0.22"
 

@@ -53,7 +53,7 @@ async def drain(stage: Stage, *, workers: int, count: int | None = None, loop: s
     }
     await stage.database.execute("SELECT pg_stat_force_next_flush()")
     dead = await stage.database.fetchval(
-        "SELECT sum(n_tup_upd + n_tup_del)::float8 FROM pg_stat_user_tables WHERE schemaname <> 'pg_catalog'"
+        "SELECT coalesce(sum(n_tup_upd + n_tup_del), 0)::float8 FROM pg_stat_user_tables"
     )
     return figures | {"dead_tuples_per_job": dead / max(1, done)}
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.contestants.catalogue import CATALOGUE, Entry
+from benchmarks.contestants.catalogue import CATALOGUE
+from benchmarks.contestants.entry import Entry
 
 REPEATS = 3
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.contestants.catalogue import CATALOGUE, ROOT, Entry
+from benchmarks.contestants.catalogue import CATALOGUE
+from benchmarks.contestants.entry import ROOT, Entry
 from benchmarks.suite.bars import BARS, Bar, Known, Verdict, judge
 from benchmarks.suite.environments import Environments
 from benchmarks.suite.machine import Facts

@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 
-from benchmarks.contestants.catalogue import ROOT, Entry
+from benchmarks.contestants.entry import ROOT, Entry
 from eventflow.postgres import Connection
 
 READY_SECONDS = 60.0

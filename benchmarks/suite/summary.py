@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from benchmarks.contestants.catalogue import Entry
+from benchmarks.contestants.entry import Entry
 from benchmarks.suite.plan import OURS, RAW, Task
 from benchmarks.suite.results import Result
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from benchmarks.contestants.catalogue import Entry
+from benchmarks.contestants.entry import Entry
 from benchmarks.suite.bars import BARS, Bar, best, judge, of
 from benchmarks.suite.plan import TASKS, Task
 from benchmarks.suite.report import Report, make, render, write
