@@ -1,9 +1,9 @@
 """
 The program that runs in a contestant's environment: ``python -m benchmarks.contestants WAY ROLE ADDRESS SPEC``.
 
-*SPEC* is JSON; what came of it is printed as one line of JSON. A worker prints ``loaded``, begins with the first line
-of its standard input, prints ``ready``, works until that input ends, and shows the number of jobs that it has started
-so far in a file of eight bytes.
+*SPEC* is JSON; what came of it is written as JSON to the file that it names. A worker prints ``loaded``, begins with
+the first line of its standard input, prints ``ready``, works until that input ends, and shows the number of jobs that
+it has started so far in a file of eight bytes.
 """
 
 import asyncio
@@ -160,8 +160,7 @@ def main() -> None:
     chosen: dict[str, Any] = json.loads(spec)
     play = {"set_up": set_up, "produce": produce, "work": work}[role]
     result = _run(play(contestant, address, chosen), chosen.get("loop", "uvloop"))
-    print(json.dumps(result), flush=True)
-    sys.stdout.flush()
+    Path(chosen["result"]).write_text(json.dumps(result))
     os._exit(0)  # what threads and pools a contestant has left behind is not what is measured
 
 

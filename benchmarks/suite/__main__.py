@@ -16,7 +16,7 @@ from benchmarks.contestants.entry import ROOT, Entry
 from benchmarks.suite.environments import Environments, MissingError
 from benchmarks.suite.machine import busy_seconds, machine
 from benchmarks.suite.measures import MEASURES, Figures
-from benchmarks.suite.plan import SMOKE, TASKS, Cell, Task, cells
+from benchmarks.suite.plan import REPEATS, SMOKE, TASKS, Cell, Task, cells
 from benchmarks.suite.report import plot, write
 from benchmarks.suite.results import Result, load, save
 from benchmarks.suite.servers import Postgres, postgres, redis
@@ -107,7 +107,7 @@ def _shown(result: Result) -> str:
 SMOKE_CONTESTANTS = ("eventflow", "raw 100")
 
 
-def _only(tasks: Sequence[Task], entries: Sequence[Entry], words: str) -> Iterator[Cell]:
+def _only(tasks: Sequence[Task], entries: Sequence[Entry], words: str, most_repeats: int) -> Iterator[Cell]:
     """The cells of those that are named; of either kind all, if none is."""
     named = {word.strip() for word in words.split(",") if word.strip()}
     by_name = {entry.name.replace(" ", "-").replace(",", ""): entry for entry in entries}
@@ -116,7 +116,7 @@ def _only(tasks: Sequence[Task], entries: Sequence[Entry], words: str) -> Iterat
         raise SystemExit(f"neither a task nor a contestant: {', '.join(sorted(unknown))}")
     wanted_tasks = [task for task in tasks if task.name in named] or tasks
     wanted = [entry for name, entry in by_name.items() if name in named] or entries
-    return cells(wanted_tasks, wanted)
+    return cells(wanted_tasks, wanted, most_repeats=most_repeats)
 
 
 def report(results: Path, environments: Environments) -> None:
@@ -143,13 +143,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="tasks and contestants, comma separated: drain-1,raw-100")
     parser.add_argument("--smoke", action="store_true", help="a few seconds of everything, to see that it works")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="at most so many of each cell")
     parser.add_argument("--report", action="store_true", help="measure nothing, only make the report again")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results")
     parser.add_argument("--environments", type=Path, default=ROOT / ".bench")
     options = parser.parse_args()
     tasks = SMOKE if options.smoke else TASKS
     entries = [entry for entry in CATALOGUE if not options.smoke or entry.name in SMOKE_CONTESTANTS]
-    chosen = list(_only(tasks, entries, options.only))
+    chosen = list(_only(tasks, entries, options.only, options.repeats))
     environments = Environments(options.environments)
     if not options.report:
         asyncio.run(run(chosen, options.results, environments))

@@ -1,6 +1,7 @@
 """Each contestant's own environment, made by uv, outside of the project's lock."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -56,9 +57,12 @@ def _interpreter(oldest: tuple[int, int]) -> str:
         [_uv_path(), "python", "find", "--no-python-downloads", f">={wanted}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if found.returncode:
-        raise MissingError(f"Python {wanted} is not installed")
-    return found.stdout.strip()
+    if found.returncode == 0:
+        return found.stdout.strip()
+    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+    if others := sorted(pyenv.glob(f"versions/{wanted}.*/bin/python")):
+        return str(others[-1])
+    raise MissingError(f"Python {wanted} is not installed")
 
 
 def _uv(*arguments: str) -> None:

@@ -34,9 +34,10 @@ class WorkerProcess:
         result: What it told when it stopped; empty: it did not stop by itself.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, counter: Path, errors: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, counter: Path, result: Path, errors: Path) -> None:
         self.result: dict[str, Any] = {}
         self._process = process
+        self._result = result
         self._errors = errors
         with counter.open("rb") as file:
             self._shown = memoryview(mmap.mmap(file.fileno(), 8, prot=mmap.PROT_READ)).cast("q")
@@ -87,9 +88,9 @@ class WorkerProcess:
         """Let it end, and take what it tells."""
         try:
             async with asyncio.timeout(STOP_SECONDS):
-                said, _ = await self._process.communicate(b"")
-                self.result = json.loads(said.splitlines()[-1])
-        except (TimeoutError, json.JSONDecodeError, IndexError):
+                await self._process.communicate(b"")
+            self.result = json.loads(self._result.read_bytes())
+        except (TimeoutError, OSError):
             self._kill()
             await self._process.wait()
 
@@ -178,15 +179,17 @@ class Stage:
         self._workers += 1
         counter = self._directory / f"started-{self._workers}"
         counter.write_bytes(bytes(8))
-        process = await self._start("work", {"counter": str(counter), **spec})
-        return WorkerProcess(process, counter, self._directory / "errors")
+        result = self._directory / f"result-{self._workers}"
+        process = await self._start("work", {"counter": str(counter), "result": str(result), **spec})
+        return WorkerProcess(process, counter, result, self._directory / "errors")
 
     async def _play(self, role: str, spec: dict[str, Any]) -> dict[str, Any]:
-        process = await self._start(role, spec)
-        said, _ = await process.communicate()
+        path = self._directory / "result"
+        process = await self._start(role, {"result": str(path), **spec})
+        await process.communicate()
         if process.returncode:
             raise ContestantError((self._directory / "errors").read_text(errors="replace")[-2000:])
-        result: dict[str, Any] = json.loads(said.splitlines()[-1])
+        result: dict[str, Any] = json.loads(path.read_bytes())
         return result
 
     async def _start(self, role: str, spec: dict[str, Any]) -> asyncio.subprocess.Process:
@@ -204,7 +207,6 @@ class Stage:
                 cwd=self._directory,
                 env=environment,
                 start_new_session=True,
-                limit=2**26,
             )
 
 

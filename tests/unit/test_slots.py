@@ -3,9 +3,11 @@
 import asyncio
 
 import anyio
+import anyio.lowlevel
 
 from eventflow import EventFlow, JobContext, RetryPolicy
 from eventflow.jobs.records import Outcome
+from eventflow.jobs.worker.slots import TURN_SECONDS
 from tests.unit.bench import Act, others_rest
 from tests.unit.slot_rig import Gate, Rig
 
@@ -103,6 +105,70 @@ async def test_cancelled_job_ends_as_it_was_asked_to() -> None:
 
     assert rig.outcomes == [Outcome.CANCELLED, Outcome.RELEASED]
     assert rig.slots.free == 2
+
+
+async def test_cancelled_job_takes_none_of_those_behind_it_along() -> None:
+    """They run in the same slot, one by one, and each can be cancelled by itself."""
+    gate = Gate()
+    rig = Rig(gate.behaviour, concurrency=1)
+    first, second, third = claims = [rig.bench.claim() for _ in range(3)]
+
+    async with rig.open():
+        rig.slots.put(claims)
+        for cancelled in (first, second):
+            await others_rest()
+            running = rig.slots.find(cancelled.id)
+            assert running is not None
+            running.cancel(Outcome.CANCELLED)
+        await others_rest()
+        assert [*rig.slots.ids()] == [third.id]
+        gate.opened.set()
+        assert await rig.slots.wait_until_idle(1)
+
+    assert rig.outcomes == [Outcome.CANCELLED, Outcome.CANCELLED, Outcome.SUCCEEDED]
+
+
+async def test_jobs_that_do_not_wait_share_a_task_which_lets_others_go_on() -> None:
+    """A task for each would cost more than the job; one for all must not keep the worker from its other duties."""
+    tasks, turns, done = set[object](), 0, 0
+
+    async def work(context: JobContext) -> None:
+        nonlocal done
+        tasks.add(asyncio.current_task())
+        rig.bench.clock.advance(TURN_SECONDS / 4)
+        done += 1
+
+    async def look_on() -> None:
+        nonlocal turns
+        while done < 100:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    rig = Rig(work, concurrency=10)
+    async with rig.open(), anyio.create_task_group() as group:
+        group.start_soon(look_on)
+        rig.slots.put([rig.bench.claim() for _ in range(100)])
+        assert await rig.slots.wait_until_idle(None)
+
+    assert rig.outcomes == [Outcome.SUCCEEDED] * 100
+    assert len(tasks) == 1
+    assert turns > 100 / 5
+    assert rig.slots.free == 10
+
+
+async def test_jobs_that_wait_all_have_a_slot_at_once() -> None:
+    """However many there are slots for, whatever ran before them."""
+    gate = Gate()
+    rig = Rig(gate.behaviour, concurrency=200)
+
+    async with rig.open():
+        rig.slots.put([rig.bench.claim() for _ in range(200)])
+        await others_rest()
+        assert (gate.inside, rig.slots.free, rig.slots.in_line) == (200, 0, 0)
+        gate.opened.set()
+        assert await rig.slots.wait_until_idle(1)
+
+    assert rig.slots.free == 200
 
 
 async def test_cancelled_job_that_ends_well_has_succeeded() -> None:
