@@ -1,7 +1,8 @@
 """From a job or command and its options to what is stored."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
 from typing_extensions import Unpack
 
 from eventflow.clock import to_microseconds
@@ -15,10 +16,22 @@ from eventflow.jobs.job import Job
 from eventflow.jobs.publish_command import PublishCommandJob
 from eventflow.jobs.records import NewJob
 from eventflow.messages import Message
-from eventflow.scheduling import ScheduleOptions, check_priority, check_retry, check_text, check_timeout, due_of
+from eventflow.scheduling import Due, ScheduleOptions, check_priority, check_retry, check_text, check_timeout, due_of
 from eventflow.serialization import encode_plain
 
 _OPTIONS = frozenset(ScheduleOptions.__annotations__)
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """The options of a call, checked; ``None``: as the job's type says."""
+
+    due: Due
+    queue: str | None
+    priority: int | None
+    key: str | None
+    tags: tuple[str, ...]
+    retry: bytes | None
+    timeout_us: int | None
 
 
 class JobEncoder:
@@ -58,15 +71,24 @@ class JobEncoder:
             InvalidMessageError: a field would not survive JSON, or the message is too large.
             InvalidScheduleError: an option makes no sense.
         """
-        unknown = options.keys() - _OPTIONS
-        if unknown:  # a misspelt delay= must not run the job now
-            raise InvalidScheduleError(f"unknown options: {', '.join(sorted(unknown))}")
+        return self._stored(message, _asked(options), cause, deadline, job_id)
+
+    def encode_all(self, messages: Iterable[Message], **options: Unpack[ScheduleOptions]) -> list[NewJob]:
+        """The stored forms of many, with the same options; see :meth:`encode`."""
+        asked = _asked(options)
+        return [self._stored(message, asked, None, None, None) for message in messages]
+
+    def _stored(
+        self,
+        message: Message,
+        asked: _Asked,
+        cause: Causation | None,
+        deadline: Deadline | None,
+        job_id: JobId | None,
+    ) -> NewJob:
         job = as_job(message)
         defaults = self._definitions.options_of(job)
         job_id = job_id or self._new_id()
-        queue, priority, key = options.get("queue"), options.get("priority"), options.get("key")
-        timeout, retry = check_timeout(options.get("timeout")), options.get("retry")
-        due = due_of(options.get("at"), options.get("delay"))
         name, version, payload = self._definitions.encode(job)
         cause = cause or Causation(job_id, job_id)
         aggregate_id = aggregate_id_of(job.command) if isinstance(job, PublishCommandJob) else None
@@ -75,16 +97,33 @@ class JobEncoder:
             name=name,
             version=version,
             payload=payload,
-            queue=defaults.queue if queue is None else check_text("queue", queue, 100),
-            priority=defaults.priority if priority is None else check_priority(priority),
-            due=due,
+            queue=defaults.queue if asked.queue is None else asked.queue,
+            priority=defaults.priority if asked.priority is None else asked.priority,
+            due=asked.due,
             headers=encode_plain(Headers.of(cause, deadline)),
-            key=None if key is None else check_text("key", key, 200),
-            tags=_checked_tags(options.get("tags", ())),
+            key=asked.key,
+            tags=asked.tags,
             aggregate_id=None if aggregate_id is None else str.__str__(aggregate_id),
-            retry=None if retry is None else encode_plain(check_retry(retry).to_stored()),
-            timeout_us=None if timeout is None else to_microseconds(timeout),
+            retry=asked.retry,
+            timeout_us=asked.timeout_us,
         )
+
+
+def _asked(options: ScheduleOptions) -> _Asked:
+    unknown = options.keys() - _OPTIONS
+    if unknown:  # a misspelt delay= must not run the job now
+        raise InvalidScheduleError(f"unknown options: {', '.join(sorted(unknown))}")
+    queue, priority, key = options.get("queue"), options.get("priority"), options.get("key")
+    timeout, retry = check_timeout(options.get("timeout")), options.get("retry")
+    return _Asked(
+        due=due_of(options.get("at"), options.get("delay")),
+        queue=None if queue is None else check_text("queue", queue, 100),
+        priority=None if priority is None else check_priority(priority),
+        key=None if key is None else check_text("key", key, 200),
+        tags=_checked_tags(options.get("tags", ())),
+        retry=None if retry is None else encode_plain(check_retry(retry).to_stored()),
+        timeout_us=None if timeout is None else to_microseconds(timeout),
+    )
 
 
 def as_job(message: Message) -> Job:

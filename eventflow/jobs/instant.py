@@ -67,7 +67,7 @@ class InstantJobScheduler:
         **options: Unpack[ScheduleOptions],
     ) -> Sequence[JobId]:
         _refuse_transaction(connection, notify)
-        new = [self._encoder.encode(job, **options) for job in jobs]
+        new = self._encoder.encode_all(jobs, **options)
         await self.run(new)
         return [job.id for job in new]
 

@@ -132,7 +132,7 @@ class StoreJobScheduler:
         notify: Notify = "after_commit",
         **options: Unpack[ScheduleOptions],
     ) -> Sequence[JobId]:
-        new = [self._encoder.encode(job, **options) for job in jobs]
+        new = self._encoder.encode_all(jobs, **options)
         if new:
             await self._insert(new, connection, notify)
         return [job.id for job in new]

@@ -31,7 +31,7 @@ from eventflow.postgres.connection import STATEMENT_SECONDS, AnyConnection, Conn
 from eventflow.postgres.group_insert import GroupInsert
 from eventflow.postgres.migrator import check_version
 from eventflow.postgres.queues import Queues
-from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_row, insert_arguments, job_record
+from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_rows, insert_arguments, job_record
 from eventflow.postgres.statements import statement
 from eventflow.postgres.transactions import atomic
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
@@ -179,7 +179,7 @@ class PostgresJobStore:
                 "job",
                 schema_name=self._schema,
                 columns=COPY_COLUMNS,
-                records=(copy_row(job, queue_ids[job.queue], now_us) for job in jobs),
+                records=copy_rows(jobs, queue_ids, now_us),
                 timeout=STATEMENT_SECONDS + sum(len(job.payload) + 1000 for job in jobs) / COPY_BYTES_PER_SECOND,
             )
         return min(d.at_us - now_us if d.at_us is not None else d.delay_us or 0 for d in (job.due for job in jobs))

@@ -1,6 +1,6 @@
 """Between records and the driver's values."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -52,26 +52,29 @@ COPY_COLUMNS = (
 )
 
 
-def copy_row(job: NewJob, queue_id: int, now_us: int) -> tuple[Any, ...]:
-    """One row of a COPY into ``job``, whose delays count from *now_us*, the database's time just before."""
-    due_us = job.due.at_us if job.due.at_us is not None else now_us + (job.due.delay_us or 0)
-    return (
-        job.id.uuid,
-        queue_id,
-        job.priority,
-        to_datetime(due_us),
-        to_datetime(max(due_us, now_us)),
-        to_datetime(now_us),
-        job.name,
-        job.version,
-        job.payload.decode(),
-        job.headers.decode(),
-        list(job.tags) or None,
-        job.aggregate_id,
-        job.key,
-        None if job.retry is None else job.retry.decode(),
-        job.timeout_us,
-    )
+def copy_rows(jobs: Iterable[NewJob], queue_ids: Mapping[str, int], now_us: int) -> Iterator[tuple[Any, ...]]:
+    """The rows of a COPY into ``job``, whose delays count from *now_us*, the database's time just before."""
+    now = to_datetime(now_us)
+    for job in jobs:
+        due_us = job.due.at_us if job.due.at_us is not None else now_us + (job.due.delay_us or 0)
+        due_at = now if due_us == now_us else to_datetime(due_us)
+        yield (
+            job.id.uuid,
+            queue_ids[job.queue],
+            job.priority,
+            due_at,
+            max(due_at, now),
+            now,
+            job.name,
+            job.version,
+            job.payload.decode(),
+            job.headers.decode(),
+            list(job.tags) or None,
+            job.aggregate_id,
+            job.key,
+            None if job.retry is None else job.retry.decode(),
+            job.timeout_us,
+        )
 
 
 def array_literal(tags: Sequence[str]) -> str | None:
