@@ -39,10 +39,10 @@ class Desk:
         self.slots = self.rig.slots
 
     def claim(self, name: str, **changes: Any) -> ClaimedJob:
-        """A command on an order of this name."""
-        order = OrderId.new()
+        """A command on the order of this name."""
+        order = next((order for order, known in self._names.items() if known == name), None) or OrderId.new()
         self._names[str.__str__(order)] = name
-        return self.rig.bench.claim(PlaceOrder(aggregate_id=order, total_cents=1), **changes)
+        return self.rig.bench.claim(PlaceOrder(aggregate_id=OrderId(order), total_cents=1), **changes)
 
     @asynccontextmanager
     async def open(self) -> AsyncGenerator[None]:
@@ -120,6 +120,20 @@ async def test_next_aggregate_is_loaded_while_a_command_commits() -> None:
     assert desk.journal[7:] == ["handle c", "commit c"]
     assert desk.rig.completions.settlements == []
     assert (desk.slots.free, desk.rig.finished) == (1, 3)
+
+
+async def test_command_on_the_same_aggregate_is_loaded_after_the_commit() -> None:
+    """It waits for its turn, as ever: loaded before, it would only find a conflict."""
+    desk = Desk()
+
+    async with desk.open():
+        desk.slots.put(desk.claim(name) for name in "aa")
+        await others_rest()
+        assert desk.journal == ["look a", "handle a", "commit a"]
+        await desk.let_commit(2)
+        assert await desk.slots.wait_until_idle(1)
+
+    assert desk.journal[3:] == ["look a", "handle a", "commit a"]
 
 
 async def test_command_that_commits_again_begins_no_other() -> None:

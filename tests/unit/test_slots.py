@@ -1,9 +1,11 @@
 """The slots that jobs run in."""
 
 import asyncio
+from contextvars import ContextVar
 
 import anyio
 import anyio.lowlevel
+import pytest
 
 from eventflow import EventFlow, JobContext, RetryPolicy
 from eventflow.jobs.records import Outcome
@@ -154,6 +156,27 @@ async def test_jobs_that_do_not_wait_share_a_task_which_lets_others_go_on() -> N
     assert len(tasks) == 1
     assert turns > 100 / 5
     assert rig.slots.free == 10
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_job_sees_nothing_of_the_context_of_another(*, waits: bool) -> None:
+    """What a handler binds for its logs, or forgets to reset, ends with it."""
+    bound: ContextVar[str] = ContextVar("bound", default="nothing")
+    seen: list[str] = []
+
+    async def bind(context: JobContext) -> None:
+        seen.append(bound.get())
+        bound.set(context.job_id)
+        if waits:
+            await anyio.lowlevel.checkpoint()
+
+    rig = Rig(bind, concurrency=2)
+    async with rig.open():
+        rig.slots.put([rig.bench.claim() for _ in range(10)])
+        assert await rig.slots.wait_until_idle(1)
+
+    assert seen == ["nothing"] * 10
+    assert rig.slots.free == 2
 
 
 async def test_jobs_that_wait_all_have_a_slot_at_once() -> None:

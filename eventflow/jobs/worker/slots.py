@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -129,6 +130,7 @@ class Slots:
         self._pausing = 0
         self._tasks = 0
         self._idle = Wakeup(clock)
+        self._context = copy_context()
         seats.freed = freed
 
     @property
@@ -214,8 +216,12 @@ class Slots:
         while self._starting < min(self._to_start, len(self._line)) and self._seats.free > 0:
             self._seats.free -= 1
             self._starting += 1
-            self._tasks += 1
-            self._seats.group.start_soon(self._work)
+            self._start(self._work)
+
+    def _start(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        """Start a task; it sees nothing that the job from which it is started has set in its context."""
+        self._tasks += 1
+        self._context.copy().run(self._seats.group.start_soon, work, *arguments)
 
     async def _work(self) -> None:
         """Hold a slot and run the jobs in line, until there is none or somebody else takes the slot."""
@@ -229,9 +235,9 @@ class Slots:
 
     async def _run_line(self) -> None:
         since = self._clock.monotonic()
-        while self._line and not self._early:
+        while self._may_go_on():
             with anyio.CancelScope() as scope:  # of many jobs, until one is cancelled
-                while self._line and not self._early and not scope.cancel_called:
+                while self._may_go_on() and not scope.cancel_called:
                     claim, _ = self._line.popleft()
                     self._start_more()
                     self._freed()
@@ -239,6 +245,10 @@ class Slots:
                     if self._clock.monotonic() - since > TURN_SECONDS:
                         await self._pause()
                         since = self._clock.monotonic()
+
+    def _may_go_on(self) -> bool:
+        """Whether a task takes another job: not after one that has left something in its context."""
+        return bool(self._line) and not self._early and copy_context() == self._context
 
     async def _pause(self) -> None:
         """Let everything else go on once."""
@@ -254,6 +264,7 @@ class Slots:
             self._early.popleft().admit()
         else:
             self._seats.free += 1
+            self._start_more()
             self._seats.freed()
         if not self._tasks:
             self._idle.set()
@@ -263,8 +274,7 @@ class Slots:
             claim, _ = self._line.popleft()
             job = RunningJob(claim, anyio.CancelScope(), Wakeup(self._clock))
             self._early.append(job)
-            self._tasks += 1
-            self._seats.group.start_soon(self._work_early, job)
+            self._start(self._work_early, job)
             self._freed()
 
     async def _work_early(self, job: RunningJob) -> None:
