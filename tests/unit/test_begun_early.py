@@ -24,11 +24,13 @@ class Desk:
     Attributes:
         journal: What was done, and to which order.
         conflicts: So many commits fail by a conflict.
+        handlers_wait: Whether they let others go on.
     """
 
     def __init__(self, *, concurrency: int = 1, timeout: timedelta | None = None) -> None:
         self.journal: list[str] = []
         self.conflicts = 0
+        self.handlers_wait = True
         self.most = 0
         self._inside = 0
         self._commits = anyio.Semaphore(0)
@@ -68,7 +70,8 @@ class Desk:
         self._inside += 1
         self.most = max(self.most, self._inside)
         try:
-            await anyio.lowlevel.checkpoint()
+            if self.handlers_wait:
+                await anyio.lowlevel.checkpoint()
         finally:
             self._inside -= 1
         order.emit(OrderPlaced(total_cents=command.total_cents))
@@ -120,6 +123,22 @@ async def test_next_aggregate_is_loaded_while_a_command_commits() -> None:
     assert desk.journal[7:] == ["handle c", "commit c"]
     assert desk.rig.completions.settlements == []
     assert (desk.slots.free, desk.rig.finished) == (1, 3)
+
+
+@pytest.mark.parametrize("handlers_wait", [True, False])
+async def test_nothing_is_begun_early_while_slots_are_free(*, handlers_wait: bool) -> None:
+    """It would wait for the slot of another, and be given back, beside one that it could have had."""
+    desk = Desk(concurrency=20)
+    desk.handlers_wait = handlers_wait
+
+    async with desk.open():
+        desk.slots.put(desk.claim(str(number)) for number in range(20))
+        await others_rest()
+        assert sum(entry.startswith("commit") for entry in desk.journal) == 20
+        await desk.let_commit(20)
+        assert await desk.slots.wait_until_idle(1)
+
+    assert desk.slots.free == 20
 
 
 async def test_command_on_the_same_aggregate_is_loaded_after_the_commit() -> None:

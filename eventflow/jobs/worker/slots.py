@@ -270,7 +270,7 @@ class Slots:
             self._idle.set()
 
     def _begin_next(self) -> None:
-        if self._line and len(self._early) < self._committing:
+        if self._line and not self._seats.free and len(self._early) < self._committing:
             claim, _ = self._line.popleft()
             job = RunningJob(claim, anyio.CancelScope(), Wakeup(self._clock))
             self._early.append(job)
