@@ -87,6 +87,28 @@ async def test_job_given_twice_is_found_until_both_have_ended() -> None:
     assert rig.outcomes == [Outcome.RELEASED] * 2
 
 
+async def test_job_for_which_there_is_a_slot_is_not_given_back() -> None:
+    """However long it takes until it has its turn: in a worker that has just begun, the first steps take long."""
+    started = 0
+
+    async def begin_slowly(context: JobContext) -> None:
+        nonlocal started
+        started += 1
+        rig.bench.clock.advance(0.02)
+        await gate.opened.wait()
+
+    gate = Gate()
+    rig = Rig(begin_slowly, concurrency=50)
+    async with rig.open():
+        rig.slots.put([rig.bench.claim() for _ in range(50)])
+        await others_rest()
+        assert started == 50
+        gate.opened.set()
+        assert await rig.slots.wait_until_idle(1)
+
+    assert rig.outcomes == [Outcome.SUCCEEDED] * 50
+
+
 async def test_cancelled_job_ends_as_it_was_asked_to() -> None:
     """A job cancelled by somebody ends as cancelled; one cancelled by a stop is released."""
     gate = Gate()

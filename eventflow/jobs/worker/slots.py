@@ -183,9 +183,11 @@ class Slots:
             oldest_since = self._line[0][1]
             await self._clock.sleep(max(0.0, oldest_since + self._patience - self._clock.monotonic()))
             until = self._clock.monotonic() - self._patience
-            while self._line and self._line[0][1] <= until:
+            while self._line and self._line[0][1] <= until and len(self._line) > self._seats.free + self._starting:
                 claim, _ = self._line.popleft()
                 self._completions.add(Settlement(claim=claim, outcome=Outcome.RELEASED))
+            if self._line and self._line[0][1] <= until:  # there is a slot for it, which it is about to take
+                await self._clock.sleep(self._patience)
 
     async def wait_until_idle(self, seconds: float | None) -> bool:
         """Wait for all running jobs to end; false if that took longer (``None``: as long as it takes)."""
