@@ -180,6 +180,31 @@ async def test_jobs_that_do_not_wait_share_a_task_which_lets_others_go_on() -> N
     assert rig.slots.free == 10
 
 
+async def test_jobs_that_wait_keep_the_slots_taken() -> None:
+    """A job that ends and the next that begins, again and again: nobody leaves a slot while there is a line."""
+    inside, seen = 0, list[int]()
+
+    async def wait_a_little(context: JobContext) -> None:
+        nonlocal inside
+        inside += 1
+        rig.bench.clock.advance(TURN_SECONDS * 2)
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        inside -= 1
+
+    rig = Rig(wait_a_little, concurrency=20)
+    async with rig.open():
+        rig.slots.put([rig.bench.claim() for _ in range(400)])
+        await anyio.lowlevel.checkpoint()
+        while rig.slots.in_line:
+            seen.append(inside)
+            await anyio.lowlevel.checkpoint()
+        assert await rig.slots.wait_until_idle(1)
+
+    begun = seen[10:]
+    assert sum(begun) / len(begun) > 20 * 0.9
+
+
 @pytest.mark.parametrize("waits", [False, True])
 async def test_job_sees_nothing_of_the_context_of_another(*, waits: bool) -> None:
     """What a handler binds for its logs, or forgets to reset, ends with it."""

@@ -128,6 +128,7 @@ class Slots:
         self._starting = 0
         self._to_start = 1
         self._pausing = 0
+        self._latest: RunningJob | None = None
         self._tasks = 0
         self._idle = Wakeup(clock)
         self._context = copy_context()
@@ -243,8 +244,12 @@ class Slots:
                     claim, _ = self._line.popleft()
                     self._start_more()
                     self._freed()
-                    await self._run(RunningJob(claim, scope))
-                    if self._clock.monotonic() - since > TURN_SECONDS:
+                    job = self._latest = RunningJob(claim, scope)
+                    await self._run(job)
+                    now = self._clock.monotonic()
+                    if self._latest is not job:  # others have gone on meanwhile
+                        since = now
+                    elif now - since > TURN_SECONDS:
                         await self._pause()
                         since = self._clock.monotonic()
 
