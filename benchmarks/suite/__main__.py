@@ -23,6 +23,8 @@ from benchmarks.suite.servers import Postgres, postgres, redis
 from benchmarks.suite.stage import ContestantError, stage
 
 CELL_SECONDS = 180.0
+SAMPLE_SECONDS = 0.5
+"""How long the load that others make is looked at, before each cell."""
 
 
 class Run:
@@ -94,8 +96,8 @@ async def run(chosen: Sequence[Cell], results: Path, environments: Environments)
 async def _load() -> float:
     """Of others: nothing of ours runs now."""
     before = busy_seconds()
-    await asyncio.sleep(0.5)
-    return (busy_seconds() - before) / 0.5
+    await asyncio.sleep(SAMPLE_SECONDS)
+    return (busy_seconds() - before) / SAMPLE_SECONDS
 
 
 def _shown(result: Result) -> str:

@@ -13,6 +13,10 @@ Measure = Callable[..., Awaitable[Figures]]
 LIMIT_SECONDS = 20.0
 """A cell stops after so long, and counts what it did."""
 BATCH = 1000
+REST_SECONDS = 3.0
+"""A worker that is ready still looks around and prepares statements; nothing tells when it has come to rest."""
+TRAIL_SECONDS = 0.5
+"""What the last job has sent to the server arrives within this, and is counted too."""
 FIRST_SECONDS = 30.0
 """How long the first job may take to start."""
 
@@ -74,12 +78,12 @@ async def sustained(stage: Stage, *, rate: int = 500, seconds: float = 60.0) -> 
 async def pickup(stage: Stage, *, workers: int = 1, count: int = 300, every: float = 0.02) -> Figures:
     """Single jobs for idle workers: from the call that enqueues one to its start, and what the server did for it."""
     async with stage.workers(workers, timed=True) as processes:
-        await asyncio.sleep(2)
+        await asyncio.sleep(REST_SECONDS)
         await stage.produce("many", count=0, batch=1, limit=1)
         await stage.forget_statements()
         made = await stage.produce("paced", first=1, count=count, every=every, limit=60, timed=True)
         await _until_started(processes, made["count"] + 2, seconds=LIMIT_SECONDS)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(TRAIL_SECONDS)
         statements = await stage.count_statements()
     lags = _lags(made["called"], processes)
     return {
@@ -116,7 +120,7 @@ async def lateness(stage: Stage, *, count: int = 200, spread: float = 10.0, work
 async def idle(stage: Stage, *, workers: int = 1, seconds: float = 10.0) -> Figures:
     """Workers with nothing to do."""
     async with stage.workers(workers) as processes:
-        await asyncio.sleep(3)
+        await asyncio.sleep(REST_SECONDS)
         await stage.forget_statements()
         before = sum(process.cpu_seconds() for process in processes)
         await asyncio.sleep(seconds)

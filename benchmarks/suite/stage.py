@@ -4,7 +4,6 @@ import asyncio
 import json
 import mmap
 import os
-import resource
 import signal
 import tempfile
 from collections.abc import AsyncGenerator, Sequence
@@ -51,10 +50,6 @@ class WorkerProcess:
         """Processor time that it has used."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS
-
-    def resident_bytes(self) -> int:
-        """Memory that it takes."""
-        return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
     async def loaded(self) -> None:
         """
