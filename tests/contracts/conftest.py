@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from tests.support.event_stores import EventStores, event_stores
 from tests.support.job_stores import InMemoryDriver, PostgresDriver, StoreDriver
 from tests.support.postgres import Database
 
@@ -23,3 +24,10 @@ async def driver(store_database: Database | None) -> AsyncGenerator[StoreDriver]
     postgres = PostgresDriver(store_database.worker, store_database.admin)
     yield postgres
     await postgres.close()
+
+
+@pytest.fixture
+async def stores(store_database: Database | None) -> AsyncGenerator[EventStores]:
+    """Each event store, which is empty."""
+    async with event_stores(store_database) as opened:
+        yield opened

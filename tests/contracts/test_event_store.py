@@ -1,6 +1,5 @@
 """Event stores: streams, receipts and snapshots, and that a command's changes are written as one."""
 
-from collections.abc import AsyncGenerator
 from datetime import UTC, timedelta
 
 import anyio
@@ -13,15 +12,7 @@ from eventflow.errors import (
     OptimisticConcurrencyError,
 )
 from eventflow.eventstore import EventId, EventMetadata, History, NewEvent
-from tests.support.event_stores import EventStores, changes, event_stores, receipt, receipt_key, snapshot, stream
-from tests.support.postgres import Database
-
-
-@pytest.fixture
-async def stores(store_database: Database | None) -> AsyncGenerator[EventStores]:
-    """Each event store, which is empty."""
-    async with event_stores(store_database) as opened:
-        yield opened
+from tests.support.event_stores import EventStores, changes, receipt, receipt_key, snapshot, stream
 
 
 async def test_events_are_loaded_as_they_were_appended(stores: EventStores) -> None:

@@ -1,6 +1,5 @@
 """Deadlines: jobs that belong to a stream by name, replaced and cancelled with its events, and fired once."""
 
-from collections.abc import AsyncGenerator
 from datetime import timedelta
 
 import pytest
@@ -9,18 +8,10 @@ from eventflow.errors import ClaimLostError, DeadlinePassedError, DuplicateOpera
 from eventflow.eventstore import Deadline, StreamId
 from eventflow.ids import JobId
 from eventflow.jobs import Ending, JobState, Outcome, Settlement
-from tests.support.event_stores import EventStores, changes, event_stores, receipt, stream
+from tests.support.event_stores import EventStores, changes, receipt, stream
 from tests.support.job_stores import after, new_job
-from tests.support.postgres import Database
 
 LATER = after(timedelta(hours=1))
-
-
-@pytest.fixture
-async def stores(store_database: Database | None) -> AsyncGenerator[EventStores]:
-    """Each event store, which is empty."""
-    async with event_stores(store_database) as opened:
-        yield opened
 
 
 async def set_deadline(stores: EventStores, of: StreamId, name: str = "payment") -> JobId:

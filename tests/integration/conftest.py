@@ -7,7 +7,9 @@ import pytest
 
 from eventflow import WorkerSettings
 from eventflow.postgres import Connection
+from tests.support.event_stores import EventStores, event_stores
 from tests.support.journal import Journal
+from tests.support.postgres import Database
 from tests.support.tallies import Desk, TallyId
 
 
@@ -42,3 +44,10 @@ def desk() -> Desk:
 def tally() -> TallyId:
     """An aggregate."""
     return TallyId.new()
+
+
+@pytest.fixture
+async def stores(database: Database) -> AsyncGenerator[EventStores]:
+    """An empty store on Postgres."""
+    async with event_stores(database) as opened:
+        yield opened

@@ -1,7 +1,5 @@
 """Reading all events on Postgres: each once, each stream in order, whatever transactions are open."""
 
-from collections.abc import AsyncGenerator
-
 import anyio
 import pytest
 from hypothesis import given
@@ -11,16 +9,9 @@ from eventflow.errors import ForeignCursorError, ForeignEventsError, OptimisticC
 from eventflow.postgres import Connection
 from eventflow.postgres.all_events import Cursor, Visible
 from tests.support.all_events import FILL, TAKE_XID, Reader, writer
-from tests.support.event_stores import EventStores, event_stores, stream
+from tests.support.event_stores import EventStores, stream
 from tests.support.postgres import Database
 from tests.support.waiting import eventually
-
-
-@pytest.fixture
-async def stores(database: Database) -> AsyncGenerator[EventStores]:
-    """An empty store on Postgres."""
-    async with event_stores(database) as opened:
-        yield opened
 
 
 @given(

@@ -9,16 +9,8 @@ from eventflow.postgres import Connection, connector
 from eventflow.postgres.all_events import read_page
 from eventflow.postgres.connection import Lanes, LaneStack
 from tests.support.all_events import FILL, writer
-from tests.support.event_stores import EventStores, changes, event_stores, stream
+from tests.support.event_stores import EventStores, changes, stream
 from tests.support.postgres import Database
-
-
-@pytest.fixture
-async def stores(database: Database) -> AsyncGenerator[EventStores]:
-    """An empty store on Postgres."""
-    async with event_stores(database) as opened:
-        yield opened
-
 
 LOG = 200_000
 PAGE = 2_000

@@ -13,17 +13,10 @@ from hypothesis import strategies as st
 from eventflow import SystemClock
 from eventflow.postgres import Connection
 from tests.support.all_events import TAKE_XID, Position, Reader, Writer, writer
-from tests.support.event_stores import EventStores, event_stores, stream
+from tests.support.event_stores import EventStores, stream
 from tests.support.postgres import Database
 
 CLOCK = SystemClock()
-
-
-@pytest.fixture
-async def stores(database: Database) -> AsyncGenerator[EventStores]:
-    """An empty store on Postgres."""
-    async with event_stores(database) as opened:
-        yield opened
 
 
 WRITERS = 16
