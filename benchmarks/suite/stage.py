@@ -86,12 +86,7 @@ class WorkerProcess:
                 await self._process.communicate(b"")
             self.result = json.loads(self._result.read_bytes())
         except (TimeoutError, OSError):
-            self._kill()
-            await self._process.wait()
-
-    def _kill(self) -> None:
-        if self._process.returncode is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            await _kill(self._process)
 
 
 class Stage:
@@ -181,7 +176,10 @@ class Stage:
     async def _play(self, role: str, spec: dict[str, Any]) -> dict[str, Any]:
         path = self._directory / "result"
         process = await self._start(role, {"result": str(path), **spec})
-        await process.communicate()
+        try:
+            await process.communicate()
+        finally:
+            await _kill(process)  # if the cell took too long: nothing of it runs on beside the next
         if process.returncode:
             raise ContestantError((self._directory / "errors").read_text(errors="replace")[-2000:])
         result: dict[str, Any] = json.loads(path.read_bytes())
@@ -203,6 +201,12 @@ class Stage:
                 env=environment,
                 start_new_session=True,
             )
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 @asynccontextmanager
