@@ -1,0 +1,66 @@
+"""How fast workers get through what waits."""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+
+from benchmarks.suite.measures.figures import LIMIT_SECONDS, Figures, until_started
+from benchmarks.suite.stage import Stage, WorkerProcess
+
+BATCH = 1000
+FIRST_SECONDS = 30.0
+"""How long the first job may take to start."""
+
+
+async def drain(stage: Stage, *, workers: int, count: int | None = None, loop: str = "uvloop") -> Figures:
+    """No-op jobs, from the first start to the last durable end; starting the processes is left out."""
+    wanted = count or stage.entry.backlog * (2 if workers > 1 else 1)
+    made = await stage.produce("many", count=wanted, batch=BATCH, limit=LIMIT_SECONDS)
+    jobs = made["count"] + 1  # the producer's first
+    await stage.database.execute("VACUUM ANALYZE")
+    written = await stage.written_bytes()
+    async with stage.workers(workers, begin=False, loop=loop) as processes:
+        for process in processes:
+            process.begin()
+        ended, done = await _drained(stage, processes, jobs)
+        shares = [process.started for process in processes]
+    seconds = ended - min(process.result["first"] for process in processes if process.result.get("first"))
+    figures = {
+        "per_second": done / seconds,
+        "jobs": done,
+        "seconds": seconds,
+        "smallest_share": min(shares) / max(1, sum(shares)),
+        "started_more_than_once": max(0, sum(shares) - jobs),
+        "wal_bytes_per_job": (await stage.written_bytes() - written) / max(1, done),
+        **_memory(processes),
+    }
+    await stage.database.execute("SELECT pg_stat_force_next_flush()")
+    dead = await stage.database.fetchval(
+        "SELECT coalesce(sum(n_tup_upd + n_tup_del), 0)::float8 FROM pg_stat_user_tables"
+    )
+    return figures | {"dead_tuples_per_job": dead / max(1, done)}
+
+
+async def _drained(stage: Stage, processes: Sequence[WorkerProcess], jobs: int) -> tuple[float, int]:
+    """When the last had ended, and how many that is."""
+    await until_started(processes, 1, seconds=FIRST_SECONDS)
+    until = time.monotonic() + LIMIT_SECONDS
+    await until_started(processes, jobs, seconds=LIMIT_SECONDS, every=0.005)
+    if stage.entry.unfinished is None:
+        return time.monotonic(), min(jobs, sum(process.started for process in processes))
+    while (left := await stage.unfinished()) and time.monotonic() < until:
+        await asyncio.sleep(0.005)
+    return time.monotonic(), jobs - left
+
+
+def _memory(processes: Sequence[WorkerProcess]) -> Figures:
+    """Growth of a worker's memory over its jobs, by a straight line through its second half."""
+    points: list[tuple[int, int]] = [
+        tuple(point) for process in processes for point in process.result.get("memory", ())
+    ]
+    late = points[len(points) // 2 :]
+    if len(processes) > 1 or len(late) < 2:
+        return {}
+    slope, _ = statistics.linear_regression([jobs for jobs, _ in late], [size for _, size in late])
+    return {"memory_bytes_per_100k_jobs": slope * 100_000}
