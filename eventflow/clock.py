@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -52,6 +53,10 @@ class Clock(Protocol):
         """Wait so many seconds."""
         ...
 
+    async def sleep_exactly(self, seconds: float) -> None:
+        """The same to the microsecond, for about a millisecond: it keeps the processor busy."""
+        ...
+
 
 class SystemClock:
     """The clock of the machine and of the running event loop."""
@@ -67,6 +72,11 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(max(0.0, seconds))
+
+    async def sleep_exactly(self, seconds: float) -> None:
+        until = self.monotonic() + seconds
+        while self.monotonic() < until:
+            await anyio.lowlevel.checkpoint()
 
 
 class ManualClock:
@@ -106,6 +116,9 @@ class ManualClock:
     async def sleep(self, seconds: float) -> None:
         with self.deadline(seconds):
             await anyio.sleep_forever()
+
+    async def sleep_exactly(self, seconds: float) -> None:
+        await self.sleep(seconds)
 
     def advance(self, by: timedelta | float) -> None:
         """Move the time forward by a duration or so many seconds; whoever waits for less wakes up."""

@@ -176,6 +176,9 @@ class InMemoryJobStore:
         worker.beat += 1
         return True
 
+    async def now_us(self) -> int:
+        return self._now()
+
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
         worker = self._workers.get(worker_id)
         now = self._now()

@@ -72,6 +72,10 @@ class JobStore(Protocol):
         """Show that it is alive; false if it has been closed."""
         ...
 
+    async def now_us(self) -> int:
+        """The store's time, in microseconds since the epoch."""
+        ...
+
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
         """Look at the time, at jobs to claim, at other workers and at signals. Writes nothing."""
         ...

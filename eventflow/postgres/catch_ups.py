@@ -22,14 +22,14 @@ class PostgresCatchUps:
     Implements :class:`~eventflow.subscribers.CatchUpStore`.
 
     Args:
-        wake: Called after jobs were added.
+        committed: Called after jobs were added.
     """
 
-    def __init__(self, lanes: Lanes, queues: Queues, schema: str, *, wake: Callable[[], None]) -> None:
+    def __init__(self, lanes: Lanes, queues: Queues, schema: str, *, committed: Callable[[], None]) -> None:
         self._lanes = lanes
         self._queues = queues
         self._schema = schema
-        self._wake = wake
+        self._committed = committed
 
     async def load(self, subscriber: str) -> Progress | None:
         async with self._lanes.connection() as connection:
@@ -51,7 +51,7 @@ class PostgresCatchUps:
         )
         made = await self._save(arguments)
         if made:
-            self._wake()
+            self._committed()
         return made
 
     async def _save(self, arguments: Sequence[Any]) -> int:

@@ -15,7 +15,7 @@ from eventflow.postgres.catch_ups import PostgresCatchUps
 from eventflow.postgres.commits import PostgresCommits
 from eventflow.postgres.connection import ABANDONED_IN_HANDLER, CONNECT_SECONDS, Connector, Lane, LaneStack, connector
 from eventflow.postgres.event_store import PostgresEventStore
-from eventflow.postgres.job_store import NOTIFY_WITHIN_US, PostgresJobStore
+from eventflow.postgres.job_store import PostgresJobStore
 from eventflow.postgres.notifier import Notifier
 from eventflow.postgres.pooler import Dialer
 from eventflow.postgres.presence import PostgresPresence
@@ -23,6 +23,7 @@ from eventflow.postgres.scheduler import PostgresJobScheduler
 from eventflow.postgres.statements import DEFAULT_SCHEMA, check_schema
 from eventflow.postgres.stories import Stories
 from eventflow.postgres.transactions import Pool, Transactions
+from eventflow.postgres.wakes import Wakes
 from eventflow.supervision import Supervisor, background_tasks
 
 DEFAULT_POOL_SIZE = 4
@@ -60,9 +61,9 @@ class PostgresDatabase:
         self._rng = rng
         self._notifying = Lane(connect, schema)
         self._notifier = Notifier(self._notifying, schema, clock)
-        self._wakes_here: list[Callable[[], None]] = []
-        self.store = PostgresJobStore(connect, schema, wake=self._wake, signal=self._notifier.signal)
-        self._transactions = Transactions(pool, schema, committed=self._committed)
+        self._wakes = Wakes(self._notifier)
+        self.store = PostgresJobStore(connect, schema, wakes=self._wakes)
+        self._transactions = Transactions(pool, schema, committed=self._wakes.committed)
         self._lanes = LaneStack(connect, schema)
         loading, committing = self._lanes.share(LOADING_LANES), self._lanes.share(COMMITTING_LANES)
         reading_all = self._lanes.share(1)
@@ -71,10 +72,10 @@ class PostgresDatabase:
             self.store.queues,
             schema,
             transactions=self._transactions,
-            committed=self._committed,
+            committed=self._wakes.committed,
         )
         self.events = PostgresEventStore(loading, reading_all, self.commits, schema)
-        self.catch_ups = PostgresCatchUps(committing, self.store.queues, schema, wake=self._wake)
+        self.catch_ups = PostgresCatchUps(committing, self.store.queues, schema, committed=self._wakes.committed)
         self.stories = Stories(reading_all, schema)
 
     @classmethod
@@ -153,16 +154,7 @@ class PostgresDatabase:
 
     def on_wake(self, wake: Callable[[], None]) -> None:
         """A worker in this process: it is woken directly, the others by notification."""
-        self._wakes_here.append(wake)
-
-    def _wake(self) -> None:
-        for wake in self._wakes_here:
-            wake()
-        self._notifier.mark()
-
-    def _committed(self, soonest_us: int) -> None:
-        if soonest_us < NOTIFY_WITHIN_US:
-            self._wake()
+        self._wakes.on_wake(wake)
 
     async def _close(self) -> None:
         await self._notifying.close()

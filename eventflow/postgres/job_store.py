@@ -1,13 +1,13 @@
 """The job store on Postgres."""
 
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import asyncpg
 
-from eventflow.errors import CommitUnknownError, DatabaseUnavailableError, LeaseLostError, LockBusyError
+from eventflow.errors import CommitUnknownError, DatabaseError, DatabaseUnavailableError, LeaseLostError, LockBusyError
 from eventflow.failpoints import failpoint
 from eventflow.ids import JobId, WorkerId
 from eventflow.jobs import (
@@ -35,6 +35,7 @@ from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_rows, insert
 from eventflow.postgres.statements import statement
 from eventflow.postgres.transactions import atomic
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
+from eventflow.postgres.wakes import WAKE_WITHIN_US, Wakes
 from eventflow.scheduling import Due
 
 log = logging.getLogger("eventflow.postgres")
@@ -53,8 +54,6 @@ RECEIPT_DAYS = 30
 """How long it is remembered that a command was done."""
 RESCUE_LOCK = "SET LOCAL lock_timeout = '200ms'"
 """A worker whose claim is stuck holds its row: it is rescued at a later look, and nothing waits behind that."""
-NOTIFY_WITHIN_US = 1_500_000
-"""Workers look by themselves once a second, so a job due later than this needs no notification."""
 
 
 class PostgresJobStore:
@@ -70,8 +69,7 @@ class PostgresJobStore:
     Args:
         connect: Opens a connection.
         schema: Where the tables are.
-        wake: Called after a commit that workers should know of.
-        signal: Called after something was asked of a claimed job.
+        wakes: Who is told of commits; nobody if left out.
         watching: The connection for watching, if the caller has one to share.
     """
 
@@ -80,13 +78,11 @@ class PostgresJobStore:
         connect: Connector,
         schema: str,
         *,
-        wake: Callable[[], None] = lambda: None,
-        signal: Callable[[], None] = lambda: None,
+        wakes: Wakes | None = None,
         watching: Lane | None = None,
     ) -> None:
         self._schema = schema
-        self._wake = wake
-        self._signal = signal
+        self._wakes = wakes or Wakes()
         self._inserting = Lane(connect, schema, idle=INSERT_IDLE_SECONDS)
         self._claiming = Lane(connect, schema)
         self._settling = Lane(connect, schema)
@@ -125,17 +121,20 @@ class PostgresJobStore:
     async def _insert_now(self, jobs: Sequence[NewJob]) -> None:
         """Insert and commit, and resolve a commit whose answer was lost."""
         queue_ids = await self.queues.ids(jobs)
+        wakes_itself = len(jobs) < COPY_FROM and self._wakes.may_notify()
         try:
             async with self._committing(self._inserting, [job.id for job in jobs]) as connection:
                 failpoint("insert.sending")
-                soonest_us = await self._write(connection, jobs, queue_ids)
+                if wakes_itself:
+                    soonest_us, listeners = await self._write_and_wake(connection, jobs, queue_ids)
+                else:
+                    soonest_us, listeners = await self._write(connection, jobs, queue_ids), None
                 failpoint("insert.committed")
-        except CommitUnknownError:
-            if not await self._exist(jobs):
+        except DatabaseError as exc:
+            if not (_may_come_late(exc) and await self._exist(jobs)):
                 raise
-            soonest_us = 0
-        if soonest_us < NOTIFY_WITHIN_US:
-            self._wake()
+            soonest_us, listeners = 0, None
+        self._wakes.committed(soonest_us, notified=listeners)
 
     @asynccontextmanager
     async def _committing(self, lane: Lane, ids: Sequence[JobId]) -> AsyncGenerator[Connection]:
@@ -184,6 +183,14 @@ class PostgresJobStore:
             )
         return min(d.at_us - now_us if d.at_us is not None else d.delay_us or 0 for d in (job.due for job in jobs))
 
+    async def _write_and_wake(
+        self, connection: Connection, jobs: Sequence[NewJob], queue_ids: Mapping[str, int]
+    ) -> tuple[int, int | None]:
+        """In one round trip; returns too how many workers were notified, ``None`` if there was no reason."""
+        arguments = insert_arguments(jobs, queue_ids)
+        [row] = await connection.fetch(self._sql("insert_and_wake"), *arguments, WAKE_WITHIN_US)
+        return row["soonest_us"], row["listeners"]
+
     async def _exist(self, jobs: Sequence[NewJob]) -> bool:
         """Whether an insert whose answer was lost was committed; false if it cannot be told."""
         with anyio.move_on_after(LOOKUP_SECONDS):
@@ -201,7 +208,7 @@ class PostgresJobStore:
             if row["cancelled"]:
                 return CancelOutcome.CANCELLED
             if row["requested"]:
-                self._signal()
+                self._wakes.signal()
                 return CancelOutcome.REQUESTED
         return CancelOutcome.NOT_FOUND
 
@@ -210,10 +217,10 @@ class PostgresJobStore:
             async with self._committing(self._looking, [job_id]) as connection:
                 [row] = await connection.fetch(self._sql("reschedule_job"), job_id.uuid, due.at_us, due.delay_us)
             if row["rescheduled"]:
-                self._wake()
+                self._wakes.committed()
                 return RescheduleOutcome.RESCHEDULED
             if row["requested"]:
-                self._signal()
+                self._wakes.signal()
                 return RescheduleOutcome.REQUESTED
         return RescheduleOutcome.NOT_FOUND
 
@@ -248,6 +255,11 @@ class PostgresJobStore:
         key, server = session or (None, None)
         row = await self._watching.fetchrow(self._sql("beat_worker"), worker_id.uuid, key, server)
         return row is not None
+
+    async def now_us(self) -> int:
+        [row] = await self._watching.fetch(self._sql("read_clock"))
+        now_us: int = row["now_us"]
+        return now_us
 
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
         [row] = await self._watching.fetch(
@@ -317,9 +329,9 @@ class PostgresJobStore:
         if answer["oldest_xid"] is not None:
             self._learn(answer["split_us"], answer)
         return ClaimBatch(
-            now_us=answer["now_us"],
+            now_us=rows[-1]["now_us"],
             split_us=answer["split_us"],
-            jobs=[claimed_job(row) for row in rows if row["id"] is not None],
+            jobs=[claimed_job(row) for row in rows[1:]],
             next_us=answer["next_us"],
         )
 
@@ -339,7 +351,7 @@ class PostgresJobStore:
         )
         parked: int = row["parked"]
         if parked:
-            self._signal()  # others look at once whether they know them
+            self._wakes.signal()  # others look at once whether they know them
         return parked
 
     async def sweep(self) -> int:
@@ -352,7 +364,7 @@ class PostgresJobStore:
         mended: int = row["mended"]
         if swept or mended:
             log.info("job.swept", extra={"jobs": swept, "lines": mended})
-            self._wake()
+            self._wakes.committed()
         return swept + mended
 
     async def claims(self, worker_id: WorkerId, known: Sequence[JobId]) -> Sequence[ClaimedJob]:
@@ -382,7 +394,7 @@ class PostgresJobStore:
                 if follow_ups:
                     await self._write(connection, follow_ups, queue_ids)
         if follow_ups or waiting:
-            self._wake()
+            self._wakes.committed()
         return settled
 
     async def _complete(
@@ -449,7 +461,7 @@ class PostgresJobStore:
             released: int = await connection.fetchval(self._sql("release_claims"), worker_id.uuid, crashed)
         failpoint("rescue.committed")
         if released:
-            self._wake()
+            self._wakes.committed()
         return released
 
     async def maintain(self, retention_days: Sequence[int]) -> None:
@@ -459,6 +471,13 @@ class PostgresJobStore:
         while forgotten:
             [row] = await self._watching.fetch(self._sql("forget_receipts"), RECEIPT_DAYS)
             forgotten = row["forgotten"]
+
+
+def _may_come_late(error: DatabaseError) -> bool:
+    """Whether it may have come after the commit: of the notification, whose queue may be full, or of the network."""
+    if isinstance(error.__cause__, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
+        return False  # the jobs themselves were refused
+    return isinstance(error, CommitUnknownError) or isinstance(error.__cause__, asyncpg.PostgresError)
 
 
 def _job_ids(rows: Sequence[asyncpg.Record]) -> set[JobId]:

@@ -84,6 +84,8 @@ async def test_connections_of_a_process_are_a_fixed_number(dsn: str, admin_dsn: 
     settings = WorkerSettings(concurrency=500)
     async with flow_of(journal).open(dsn) as app, app.worker(settings):
         await ended(app, await app.jobs.schedule(Note()))
+        await app.jobs.schedule_many([Note()] * 500)  # more than a lone insert, which notifies by itself
+        await journal.until_runs(501)
 
         async def sessions() -> int:
             [row] = await query(
@@ -96,14 +98,14 @@ async def test_connections_of_a_process_are_a_fixed_number(dsn: str, admin_dsn: 
 
         seen = {await sessions()}
         await app.jobs.schedule_many([Hold(label="held")] * 500)
-        await journal.until_runs(501)
+        await journal.until_runs(1001)
         seen.add(await sessions())
         journal.gate.set()
         await app.jobs.schedule_many([Note()] * 3000)
 
         async def drained() -> bool:
             seen.add(await sessions())
-            return len(journal.runs) >= 3501
+            return len(journal.runs) >= 4001
 
         await eventually(drained, within=30.0)
 

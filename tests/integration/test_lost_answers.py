@@ -1,8 +1,13 @@
 """The connection breaks after the server has committed and before it could say so."""
 
+import asyncio
 import threading
-from contextlib import suppress
+import time
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import timedelta
+from os import dup
+from select import select
+from socket import MSG_PEEK, socket
 from uuid import UUID
 
 import anyio.lowlevel
@@ -21,6 +26,7 @@ from eventflow import (
     WorkerSettings,
 )
 from eventflow.postgres import Connection
+from eventflow.postgres.transactions import atomic
 from tests.support.proxy import Proxy
 from tests.support.transitions import Transitions
 from tests.support.waiting import eventually, until
@@ -265,6 +271,40 @@ async def test_completion_with_follow_ups_is_one_whatever_comes_of_its_commit(
         for once in (job_id, follow_up.id):
             assert await transitions.states(once) == ["waiting", "running", "succeeded"]
         assert len(await producer.jobs.find(name="Send")) == 1
+
+
+async def test_end_is_written_again_when_the_worker_stood_still_in_its_transaction(
+    dsn: str, transitions: Transitions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server takes it for lost and ends the session, which the worker reads with the answer to its BEGIN."""
+    monkeypatch.setattr(
+        "eventflow.postgres.connection.ABANDONED", "set_config('idle_in_transaction_session_timeout', '300ms', false)"
+    )
+    stood_still = False
+
+    def stand_still(connection: Connection) -> None:
+        with socket(fileno=dup(connection._transport.get_extra_info("socket").fileno())) as received:
+            while select([received], [], []) and b"25P03" not in received.recv(4096, MSG_PEEK):
+                time.sleep(0.01)  # noqa: TID251 - nothing else may run
+
+    def atomic_after_a_stall(connection: Connection) -> AbstractAsyncContextManager[None]:
+        nonlocal stood_still
+        if not stood_still:
+            stood_still = True
+            asyncio.get_running_loop().call_soon(stand_still, connection)  # BEGIN is sent then, its answer not read
+        return atomic(connection)
+
+    async with flow.open(dsn) as app, app.worker():
+        opener = await app.jobs.schedule(Opener())
+        await eventually(lambda: _succeeded(app, opener))
+        monkeypatch.setattr("eventflow.postgres.job_store.atomic", atomic_after_a_stall)
+        job_id = await app.jobs.schedule(SendTwice(to="me"))
+        await eventually(lambda: _succeeded(app, job_id))
+
+        [follow_up] = await eventually(lambda: app.jobs.find(name="Send", state=JobState.SUCCEEDED))
+        assert "service.failed" in caplog.messages
+        for once in (job_id, follow_up.id):
+            assert await transitions.states(once) == ["waiting", "running", "succeeded"]
 
 
 async def test_beat_without_an_answer_is_repeated_and_changes_nothing(

@@ -1,7 +1,7 @@
 """Postgres goes away and comes back; answers get lost: the worker survives, and nothing is lost or doubled."""
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,9 @@ from eventflow.devdb import EmbeddedPostgres, cached_template
 from eventflow.ids import WorkerId
 from eventflow.jobs import Interest, Outcome, Settlement
 from eventflow.postgres import PostgresJobStore, connector, migrate
+from eventflow.postgres.connection import Lane
+from eventflow.postgres.notifier import Notifier
+from eventflow.postgres.wakes import Wakes
 from tests.support.job_stores import new_job, worker_record
 from tests.support.journal import Hold, Journal, Note, count_jobs, ended, flow_of, query
 from tests.support.waiting import eventually
@@ -163,42 +166,51 @@ class CutConnection(asyncpg.Connection):  # type: ignore[type-arg]
     committed = True
 
     async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:  # Any: the driver's signature
-        if not CutConnection.cut or "eventflow.insert_jobs" not in query:
-            return await super().fetchval(query, *args, **options)
+        return await self._answer(query, lambda: super(CutConnection, self).fetchval(query, *args, **options))
+
+    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:  # Any: the driver's signature
+        return await self._answer(query, lambda: super(CutConnection, self).fetch(query, *args, **options))
+
+    async def _answer(self, query: str, ask: Callable[[], Awaitable[Any]]) -> Any:
+        is_insert = "eventflow.insert_" in query
+        if not CutConnection.cut or not (is_insert or "eventflow.claim_jobs" in query):
+            return await ask()
         CutConnection.cut = False
-        if CutConnection.committed:
-            await super().fetchval(query, *args, **options)
+        if CutConnection.committed or not is_insert:
+            await ask()
         self.terminate()
         raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
 
-    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:  # Any: the driver's signature
-        rows = await super().fetch(query, *args, **options)
-        if CutConnection.cut and "eventflow.claim_jobs" in query:
-            CutConnection.cut = False
-            self.terminate()
-            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
-        return rows
+
+@pytest.fixture(params=["wakes by itself", "others wake"])
+async def store(request: pytest.FixtureRequest, dsn: str) -> AsyncGenerator[PostgresJobStore]:
+    """It inserts in either of two ways: with what wakes the workers, or without."""
+    connect = connector(dsn, name="test", connection_class=CutConnection)
+    notifier = Notifier(Lane(connect, "eventflow"), "eventflow", SystemClock())
+    store = PostgresJobStore(
+        connect, "eventflow", wakes=Wakes(notifier if request.param == "wakes by itself" else None)
+    )
+    yield store
+    await store.close()
 
 
-async def test_insert_whose_answer_was_lost_is_looked_up(dsn: str, admin_dsn: str, journal: Journal) -> None:
-    """It was committed: the caller gets its id, and the job exists once."""
-    async with flow_of(journal).open(dsn, connection_class=CutConnection) as app:
-        CutConnection.cut, CutConnection.committed = True, True
-        job_id = await app.jobs.schedule(Note())
-        assert not CutConnection.cut
-        assert await app.jobs.get(job_id) is not None
+async def test_insert_whose_answer_was_lost_is_looked_up(store: PostgresJobStore, admin_dsn: str) -> None:
+    """It was committed: the caller is told nothing else, and the job exists once."""
+    CutConnection.cut, CutConnection.committed = True, True
+    await store.insert([new_job()])
 
+    assert not CutConnection.cut
     assert await count_jobs(admin_dsn) == 1
 
 
-async def test_insert_that_cannot_be_told_is_said_so(dsn: str, admin_dsn: str, journal: Journal) -> None:
+async def test_insert_that_cannot_be_told_is_said_so(store: PostgresJobStore, admin_dsn: str) -> None:
     """It is not there: perhaps not yet. The error names the ids; nothing is inserted blindly a second time."""
-    async with flow_of(journal).open(dsn, connection_class=CutConnection) as app:
-        CutConnection.cut, CutConnection.committed = True, False
-        with pytest.raises(CommitUnknownError) as raised:
-            await app.jobs.schedule_many([Note(), Note()])
-        assert len(raised.value.ids) == 2
+    CutConnection.cut, CutConnection.committed = True, False
+    jobs = [new_job(), new_job()]
+    with pytest.raises(CommitUnknownError) as raised:
+        await store.insert(jobs)
 
+    assert list(raised.value.ids) == [job.id for job in jobs]
     assert await count_jobs(admin_dsn) == 0
 
 

@@ -80,7 +80,13 @@ class Rig:
             freed=self._room_changed,
             finished=self.throughput.count,
         )
-        self.timers = Timers(slots=self.slots, store_time=store_time, clock=self.clock, fired=self._room_changed)
+        self.timers = Timers(
+            slots=self.slots,
+            store_time=store_time,
+            read_time=self.store.now_us,
+            clock=self.clock,
+            fired=self._room_changed,
+        )
         self.claimer = Claimer(
             self.store,
             ME,

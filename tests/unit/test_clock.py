@@ -126,3 +126,23 @@ class TestWakeup:
         wakeup.set()
 
         assert await wakeup.wait(0)
+
+
+async def test_exact_sleep_lets_others_go_on_and_is_not_short() -> None:
+    """It does not sleep in the event loop, whose steps are coarser."""
+    clock, turns = SystemClock(), 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(count)
+        began_at = clock.monotonic()
+        await clock.sleep_exactly(0.0015)
+        assert clock.monotonic() - began_at >= 0.0015
+        group.cancel_scope.cancel()
+
+    assert turns > 1

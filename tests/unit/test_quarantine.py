@@ -58,7 +58,9 @@ class Ward:
             freed=lambda: None,
             finished=lambda: None,
         )
-        self.timers = Timers(slots=slots, store_time=store_time, clock=self.clock, fired=lambda: None)
+        self.timers = Timers(
+            slots=slots, store_time=store_time, read_time=self.bench.store.now_us, clock=self.clock, fired=lambda: None
+        )
         self.quarantine = Quarantine(slots=slots, timers=self.timers, completions=completions, clock=self.clock)
 
     def begin(self) -> JobId:

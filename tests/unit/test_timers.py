@@ -1,8 +1,12 @@
 """The heap of claimed jobs that are not due yet."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
 import anyio
 import msgspec
 
+from eventflow import DatabaseUnavailableError
 from eventflow.jobs.records import ClaimedJob
 from eventflow.jobs.worker.store_time import DRIFT, StoreTime
 from eventflow.jobs.worker.timers import Timers
@@ -30,7 +34,23 @@ class Rig:
         self.fired = 0
         store_time = self.store_time = StoreTime(self.clock)
         store_time.sample(self.bench.now_us, asked_at=self.clock.monotonic())
-        self.timers = Timers(slots=self.slots, store_time=store_time, clock=self.clock, fired=self._count)  # pyright: ignore[reportArgumentType] - it only uses put
+        self.readings: list[float] = []
+        self.answer_seconds = 0.0
+        self.is_away = False
+        self.timers = Timers(
+            slots=self.slots,  # pyright: ignore[reportArgumentType] - it only uses put
+            store_time=store_time,
+            read_time=self._read_time,
+            clock=self.clock,
+            fired=self._count,
+        )
+
+    async def _read_time(self) -> int:
+        self.readings.append(self.clock.monotonic())
+        await self.clock.sleep(self.answer_seconds)
+        if self.is_away:
+            raise DatabaseUnavailableError("away")
+        return self.bench.now_us
 
     def _count(self) -> None:
         self.fired += 1
@@ -153,3 +173,78 @@ async def test_waiting_job_can_be_taken_out() -> None:
     assert rig.slots.batches == [[0, 2]]
     assert rig.timers.take_all() == [claims[3]]
     assert len(rig.timers) == 0
+
+
+@asynccontextmanager
+async def working(rig: Rig) -> AsyncGenerator[None]:
+    """Both services of the timers run."""
+    async with anyio.create_task_group() as group:
+        repeat = Supervisor(rig.clock, rig.bench.rng).repeat
+        group.start_soon(repeat, "timers", rig.timers.fire_step)
+        group.start_soon(repeat, "sharpen", rig.timers.sharpen_step)
+        await others_rest()
+        yield
+        group.cancel_scope.cancel()
+
+
+async def pass_time(rig: Rig, seconds: float) -> None:
+    """In steps of a millisecond."""
+    for _ in range(round(seconds * 1000)):
+        rig.clock.advance(0.001)
+        await others_rest()
+
+
+async def test_time_is_asked_for_once_when_a_job_is_near() -> None:
+    """What a slow answer told is made good 20 ms before the job, which then starts in time."""
+    rig = Rig()
+    rig.store_time.sample(rig.bench.now_us - 200_000, asked_at=rig.clock.monotonic() - 0.2)
+    rig.timers.add(rig.claims(0.5))
+
+    async with working(rig):
+        await pass_time(rig, 0.52)
+
+    assert rig.slots.batches == [[0]]
+    [asked_at] = rig.readings
+    assert asked_at <= 0.5
+
+
+async def test_time_is_not_asked_for_if_it_is_known() -> None:
+    """A quick answer was enough; nor is it asked for while no job waits."""
+    rig = Rig()
+    rig.timers.add(rig.claims(0.1))
+
+    async with working(rig):
+        await pass_time(rig, 1)
+
+    assert rig.slots.batches == [[0]]
+    assert rig.readings == []
+
+
+async def test_a_distant_store_is_not_asked_again_and_again() -> None:
+    """Its answers take five milliseconds, and the next would: little is gained by it, so a second passes first."""
+    rig = Rig()
+    rig.answer_seconds = 0.005
+    rig.store_time.sample(rig.bench.now_us - 20_000, asked_at=rig.clock.monotonic() - 0.02)
+
+    async with working(rig):
+        for _ in range(15):
+            rig.timers.add(rig.claims(0.03))
+            await pass_time(rig, 0.1)
+
+    assert len(rig.slots.batches) == 15
+    [first, second] = rig.readings
+    assert second - first >= 1.0
+
+
+async def test_jobs_fire_though_the_time_cannot_be_asked_for() -> None:
+    """A little later, by what is known."""
+    rig = Rig()
+    rig.is_away = True
+    rig.store_time.sample(rig.bench.now_us - 20_000, asked_at=rig.clock.monotonic() - 0.02)
+    rig.timers.add(rig.claims(0.1))
+
+    async with working(rig):
+        await pass_time(rig, 0.2)
+
+    assert rig.slots.batches == [[0]]
+    assert len(rig.readings) == 1

@@ -84,7 +84,13 @@ class Incarnation:
             freed=self._room_changed,
             finished=throughput.count,
         )
-        self._timers = Timers(slots=self._slots, store_time=store_time, clock=clock, fired=self._room_changed)
+        self._timers = Timers(
+            slots=self._slots,
+            store_time=store_time,
+            read_time=store.now_us,
+            clock=clock,
+            fired=self._room_changed,
+        )
         quarantine = Quarantine(slots=self._slots, timers=self._timers, completions=self._completions, clock=clock)
         self._claimer = Claimer(
             store,
@@ -148,6 +154,7 @@ class Incarnation:
                 async with background_tasks() as intake:
                     intake.start_soon(repeat, "claim", self._claimer.claim_step)
                     intake.start_soon(repeat, "timers", self._timers.fire_step)
+                    intake.start_soon(repeat, "sharpen", self._timers.sharpen_step)
                     intake.start_soon(repeat, "give_back", self._slots.give_back_step)
                     await stop.wait()
                     intake.cancel_scope.cancel()

@@ -10,6 +10,7 @@ DRIFT = 500e-6
 
 class _Sample(NamedTuple):
     now_us: int
+    asked_at: float
     arrived_at: float
 
 
@@ -39,7 +40,15 @@ class StoreTime:
         # What had arrived by then was read before this one, and is out of date if the clock was set meanwhile. A
         # better bound is not kept for being better: a slow reply, say after a reconnect, may hide a clock set back.
         self._latest = [sample for sample in self._latest if sample.arrived_at > asked_at]
-        self._latest.append(_Sample(now_us, self._clock.monotonic()))
+        self._latest.append(_Sample(now_us, asked_at, self._clock.monotonic()))
+
+    def slack(self) -> float:
+        """Seconds by which the store may be ahead of the bound, unless its clock was set forward."""
+        now = self._clock.monotonic()
+        return max(
+            (sample.arrived_at - sample.asked_at + (now - sample.arrived_at) * DRIFT for sample in self._latest),
+            default=0.0,
+        )
 
     def bound_us(self) -> int:
         """The store's time is at least this, in microseconds since the epoch."""

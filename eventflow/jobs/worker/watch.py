@@ -23,6 +23,9 @@ log = logging.getLogger("eventflow.worker")
 SECOND_LOOK_SECONDS = 0.5
 """A session that is missing is looked for again after this, before its worker is taken for dead."""
 
+MANY_PARKED = 1000
+"""After so many jobs put aside in one go there are more, over which claims still walk: the next go follows at once."""
+
 SWEEP_SHARE = 0.05
 """Most of a worker's time that goes into the sweep, which takes long while an old snapshot keeps dead entries."""
 
@@ -137,11 +140,14 @@ class Watch:
         for signal in tick.signals:
             self._obey(signal)
         look_again = await self._rescue_the_dead(tick)
-        look_again |= tick.blocked and await self._store.park_unknown(self._interest) > 0
+        parked = await self._store.park_unknown(self._interest) if tick.blocked else 0
         if tick.my_turn:
             await self._sweep()
+        await self._early.wait(0.0 if parked >= MANY_PARKED else self._pause(look_again or parked > 0))
+
+    def _pause(self, look_again: bool) -> float:
         pause = self._settings.tick_interval if self._lease.listening else self._settings.poll_interval
-        await self._early.wait(min(pause, SECOND_LOOK_SECONDS) if look_again else pause)
+        return min(pause, SECOND_LOOK_SECONDS) if look_again else pause
 
     async def _sweep(self) -> None:
         started = self._clock.monotonic()
