@@ -135,10 +135,7 @@ IF taken <> '{}' THEN
             c.retry, c.timeout_us, least(c.attempt, 999999999) + 1, c.crashes, least(c.claim_no, 999999999) + 1,
             c.past_attempts
         FROM claimed AS c
-        WHERE NOT EXISTS (
-            -- A client inserted the job again while it runs. Nobody else can begin to run it: its row is locked here.
-            SELECT FROM eventflow.running AS r WHERE r.id = c.id
-        )
+        ON CONFLICT (id) DO NOTHING  -- a client inserted the job again while it runs
         RETURNING m.*
     )
     SELECT
