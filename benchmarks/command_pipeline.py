@@ -153,8 +153,9 @@ class Script:
         )
 
 
-async def measure_pipeline(app: App, dsn: str, *, jobs: int, rounds: int) -> None:
-    """Both ways, in turns, at 1 and at 16 commands at a time."""
+async def measure_pipeline(app: App, dsn: str, *, jobs: int, rounds: int) -> dict[str, float]:
+    """Both ways, in turns, at 1 and at 16 commands at a time; commands per second."""
+    figures: dict[str, float] = {}
     for concurrency in (1, 16):
         pool = asyncpg.create_pool(dsn, min_size=concurrency, max_size=concurrency)
         async with pool:
@@ -164,11 +165,9 @@ async def measure_pipeline(app: App, dsn: str, *, jobs: int, rounds: int) -> Non
                     await _schedule(app, jobs)
                     with_worker, by_hand = _with_worker(app, concurrency, jobs), _by_hand(pool, concurrency, jobs)
                     seconds.append(await _timed(with_worker if name == "eventflow" else by_hand))
-        ours, theirs = (statistics.median(times[name]) for name in ("eventflow", "by hand"))
-        print(
-            f"pipeline, {concurrency:2d} at a time   {jobs / ours:7,.0f} commands/s, by hand {jobs / theirs:7,.0f}, "
-            f"ratio {theirs / ours:.2f}"
-        )
+        figures[f"commands_{concurrency}_per_second"] = jobs / statistics.median(times["eventflow"])
+        figures[f"commands_{concurrency}_by_hand_per_second"] = jobs / statistics.median(times["by hand"])
+    return figures
 
 
 async def _schedule(app: App, jobs: int) -> None:
@@ -201,8 +200,8 @@ async def _timed(run: Callable[[], Awaitable[None]]) -> float:
     return clock.monotonic() - started
 
 
-async def measure_loading(app: App, dsn: str, *, events: int, rounds: int) -> None:
-    """An aggregate of many events, against fetching and decoding the same rows."""
+async def measure_loading(app: App, dsn: str, *, events: int, rounds: int) -> dict[str, float]:
+    """An aggregate of many events, against fetching and decoding the same rows; events per second."""
     owner = AccountId.new()
     for _ in range(events):
         await app.commands.publish(Deposit(aggregate_id=owner, cents=1))
@@ -221,22 +220,21 @@ async def measure_loading(app: App, dsn: str, *, events: int, rounds: int) -> No
     for _ in range(rounds):
         for run, seconds in times.items():
             seconds.append(await _timed(run))
-    mine, theirs = (statistics.median(times[run]) for run in (ours, by_hand))
-    print(
-        f"loading {events:,} events     {mine * 1000:7.2f} ms, by hand {theirs * 1000:7.2f} ms, "
-        f"ratio {theirs / mine:.2f}"
-    )
     await connection.close()
+    return {
+        "events_per_second": events / statistics.median(times[ours]),
+        "events_by_hand_per_second": events / statistics.median(times[by_hand]),
+    }
 
 
-async def measure(dsn: str, *, jobs: int, rounds: int) -> None:
-    """Run every part and print its line."""
+async def measure(dsn: str, *, jobs: int, rounds: int, events: int = 1_000) -> dict[str, float]:
+    """Every part; the rates of both ways."""
     admin: Connection = await asyncpg.connect(dsn)
     await migrate(admin)
     await admin.close()
     async with flow.open(dsn) as app:
-        await measure_loading(app, dsn, events=1000, rounds=20 * rounds)
-        await measure_pipeline(app, dsn, jobs=jobs, rounds=rounds)
+        loading = await measure_loading(app, dsn, events=events, rounds=20 * rounds)
+        return loading | await measure_pipeline(app, dsn, jobs=jobs, rounds=rounds)
 
 
 def main() -> None:
@@ -249,7 +247,14 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="eventflow-bench-") as directory,
         EmbeddedPostgres(Path(directory) / "postgres") as server,
     ):
-        asyncio.run(measure(server.dsn(), jobs=options.jobs, rounds=options.rounds))
+        figures = asyncio.run(measure(server.dsn(), jobs=options.jobs, rounds=options.rounds))
+    for what, ours in (
+        ("commands, 1 at a time", "commands_1"),
+        ("commands, 16 at a time", "commands_16"),
+        ("loading 1,000 events", "events"),
+    ):
+        mine, theirs = figures[f"{ours}_per_second"], figures[f"{ours}_by_hand_per_second"]
+        print(f"{what:24} {mine:9,.0f}/s, by hand {theirs:9,.0f}/s, ratio {mine / theirs:.2f}")
 
 
 if __name__ == "__main__":

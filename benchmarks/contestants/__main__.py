@@ -1,7 +1,8 @@
 """
 The program that runs in a contestant's environment: ``python -m benchmarks.contestants WAY ROLE ADDRESS SPEC``.
 
-*SPEC* is JSON; what came of it is written as JSON to the file that it names. A worker prints ``loaded``, begins with
+*SPEC* is JSON; what came of it is written as JSON to the file that it names. With the role ``call``, WAY is a function
+that measures by itself; it is given the address and the options in the spec. A worker prints ``loaded``, begins with
 the first line of its standard input, prints ``ready``, works until that input ends, and shows the number of jobs that
 it has started so far in a file of eight bytes.
 """
@@ -14,7 +15,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,17 @@ class Starts:
 
     Args:
         counter: The file that shows how many.
-        timed: Whether each is noted with its instant.
+        timed: Whether each is noted with its instant, or
+        timed_from: only those with a number from here on.
     """
 
-    def __init__(self, counter: Path, *, timed: bool) -> None:
+    def __init__(self, counter: Path, *, timed: bool, timed_from: int | None = None) -> None:
         counter.write_bytes(bytes(8))
         with counter.open("r+b") as file:
             self._shown = memoryview(mmap.mmap(file.fileno(), 8)).cast("q")
         self._count = 0
-        self._timed = timed
+        self._timed = timed or timed_from is not None
+        self._timed_from = -1 if timed_from is None else timed_from
         self.times: list[tuple[int, float]] = []
         self.memory: list[tuple[int, int]] = []
         self.first: float | None = None
@@ -46,7 +49,7 @@ class Starts:
         if not self._count:
             self.first = time.monotonic()
         self._count = self._shown[0] = self._count + 1
-        if self._timed:
+        if self._timed and number >= self._timed_from:
             self.times.append((number, time.time()))
         if self._count % 20_000 == 0:
             self.memory.append((self._count, _resident_bytes()))
@@ -137,7 +140,7 @@ async def _many(producer: Producer, first: int, count: int, *, batch: int, limit
 
 async def work(contestant: Contestant, address: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Work until the standard input ends."""
-    starts = Starts(Path(spec["counter"]), timed=spec.get("timed", False))
+    starts = Starts(Path(spec["counter"]), timed=spec.get("timed", False), timed_from=spec.get("timed_from"))
     print("loaded", flush=True)
     sys.stdin.readline()
     async with contestant.worker(address, starts.note):
@@ -156,10 +159,13 @@ def main() -> None:
     """Play one role."""
     way, role, address, spec = sys.argv[1:]
     module, _, name = way.partition(":")
-    contestant: Contestant = getattr(importlib.import_module(module), name)()
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)  # Any: a contestant, or its figures
     chosen: dict[str, Any] = json.loads(spec)
-    play = {"set_up": set_up, "produce": produce, "work": work}[role]
-    result = _run(play(contestant, address, chosen), chosen.get("loop", "uvloop"))
+    if role == "call":
+        playing = found(address, **chosen["options"])
+    else:
+        playing = {"set_up": set_up, "produce": produce, "work": work}[role](found(), address, chosen)
+    result = _run(playing, chosen.get("loop", "uvloop"))
     Path(chosen["result"]).write_text(json.dumps(result))
     os._exit(0)  # what threads and pools a contestant has left behind is not what is measured
 

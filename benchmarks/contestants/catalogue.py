@@ -4,7 +4,7 @@ from benchmarks.contestants.entry import ROOT, Entry
 from benchmarks.peers.catalogue import PEERS
 
 EVENTFLOW_UNFINISHED = "SELECT (SELECT count(*) FROM eventflow.job) + (SELECT count(*) FROM eventflow.running)"
-OWN = (f"--editable={ROOT}[uvloop]",)
+OWN = (f"--editable={ROOT}[cli,uvloop]",)
 
 HERE = (
     Entry(

@@ -33,13 +33,13 @@ Side = Callable[[Standings], Known]
 """Looks a side up. Raises ``UnknownError``."""
 
 
-def of(name: str, task: str, figure: str, *, scale: float = 1.0, worst: str = "median") -> Side:
-    """A contestant's figure; *worst* may be ``low`` or ``high``."""
+def of(name: str, task: str, figure: str, *, scale: float = 1.0, worst: str = "median", by: str | None = None) -> Side:
+    """A contestant's figure; *worst* may be ``low`` or ``high``; *by* says whose it is, if not the contestant's."""
 
     def side(standings: Standings) -> Known:
         found = _figure(standings, name, task, figure)
         value: float = getattr(found, worst)
-        return Known(value * scale, name, found.loud)
+        return Known(value * scale, by or name, found.loud)
 
     return side
 
@@ -199,8 +199,84 @@ def _quiet() -> Iterator[Bar]:
     yield Bar("statements per sparse job, 1 worker", of(KEPT, "pickup", "statements_per_job"), at_most=6.0)
     yield Bar("statements per sparse job, 8 workers", of(KEPT, "pickup-8", "statements_per_job"), at_most=10.0)
     for name in OURS:
-        slope = of(name, "drain-1", "memory_bytes_per_100k_jobs", scale=1e-6)
+        slope = of(name, "memory", "memory_bytes_per_100k_jobs", scale=1e-6)
         yield Bar(f"{name}: memory per 100,000 jobs", slope, at_most=0.1, unit="MB")
 
 
-BARS = (*_drain(), *_enqueue(), *_latency(), *_one_instant(), *_quiet())
+def _codec() -> Iterator[Bar]:
+    yield Bar("encode and decode a job: over msgspec", of(KEPT, "codec", "over_bare_us"), at_most=1.5, unit="µs")
+    share = of(KEPT, "codec", "core_percent")
+    yield Bar("encode and decode 20,000 jobs/s: of a core", share, at_most=5.0, unit="%")
+
+
+def _commands() -> Iterator[Bar]:
+    for what, figure, bound in (
+        ("commands, 1 at a time", "commands_1", 0.75),
+        ("commands, 16 at a time", "commands_16", 0.75),
+        ("loading 1,000 events", "events", 0.7),
+    ):
+        by_hand = of(KEPT, "commands", f"{figure}_by_hand_per_second", by="by hand")
+        ours = of(KEPT, "commands", f"{figure}_per_second")
+        yield Bar(f"{what} / by hand", ours, by_hand, at_least=bound, unit="/s")
+
+
+def _lasting() -> Iterator[Bar]:
+    for task, workers in (("durations", "1 worker"), ("durations-2", "2 workers")):
+        beside = of(KEPT, task, "beside_long_p99_ms", by="beside long jobs")
+        alone = of(KEPT, task, "alone_p99_ms", by="without")
+        yield Bar(f"pickup beside long jobs, p99 / without, {workers}", beside, alone, at_most=1.5, unit="ms")
+        never = of(KEPT, task, "never_started", worst="high")
+        yield Bar(f"beside long jobs, {workers}: never started", never, at_most=0, unit="jobs")
+
+
+def _processes() -> Iterator[Bar]:
+    two, one = of(KEPT, "supervised-2", RATE), of(KEPT, "supervised-1", RATE, by="--processes 1")
+    yield Bar("drain, --processes 2 / 1", two, one, at_least=1.0, unit="/s")
+    for what, figure in (
+        ("lost", "lost"),
+        ("not ended", "unfinished"),
+        ("started again without need", "started_again_wrongly"),
+    ):
+        yield Bar(f"killed process: {what}", of(KEPT, "crash", figure, worst="high"), at_most=0, unit="jobs")
+
+
+def _commits() -> Iterator[Bar]:
+    for what, task in (
+        ("16 clients", "commits-16"),
+        ("64 clients", "commits-64"),
+        ("16 processes, 64 listening", "commits-16x64"),
+    ):
+        woken = of(KEPT, task, "with_per_second", by="with wake-up")
+        quiet = of(KEPT, task, "without_per_second", by="without")
+        yield Bar(f"producers' commits, with wake-up / without, {what}", woken, quiet, at_least=0.95, unit="/s")
+
+
+def _held_snapshot() -> Iterator[Bar]:
+    for what, name, task in (
+        ("kept", KEPT, "held-snapshot"),
+        ("not kept", NOT_KEPT, "held-snapshot"),
+        ("batches of 100", KEPT, "held-snapshot-100"),
+    ):
+        end, fresh = (of(name, task, f"{when}_per_second", by=when) for when in ("end", "fresh"))
+        yield Bar(f"drain under a held snapshot, end / fresh, {what}", end, fresh, at_least=0.9, unit="/s")
+        end, fresh = (of(name, task, f"{when}_pickup_p50_ms", by=when) for when in ("end", "fresh"))
+        yield Bar(f"pickup under a held snapshot, p50, end / fresh, {what}", end, fresh, at_most=1.5, unit="ms")
+
+
+def _deep_backlog() -> Iterator[Bar]:
+    for what, task in (
+        ("10 million waiting", "deep-backlog"),
+        ("100,000 unknown at the head", "unknown-at-head"),
+        ("100,000 put aside at the head", "aside-at-head"),
+        ("1 million in a table analyzed empty", "analyzed-empty"),
+    ):
+        many = of(KEPT, task, "many_claim_us", by="beside these")
+        few = of(KEPT, task, "few_claim_us", by="10,000 waiting")
+        yield Bar(f"claim of a job, {what} / 10,000", many, few, at_most=1.3, unit="µs")
+
+
+BARS = (
+    *(*_drain(), *_enqueue(), *_latency(), *_one_instant(), *_quiet()),
+    *(*_codec(), *_commands(), *_lasting(), *_processes()),
+    *(*_commits(), *_held_snapshot(), *_deep_backlog()),
+)

@@ -45,6 +45,8 @@ class Cell(msgspec.Struct, frozen=True):
 
 OURS = ("eventflow", "eventflow, not kept")
 RAW = ("raw 100", "raw 1000")
+CHURNED_PEERS = ("PgQueuer", "Oban", "Chancy")
+OURS_100 = "benchmarks.contestants.ours:Batches100"
 
 TASKS = (
     Task("enqueue-1", "enqueue", {"callers": 1}),
@@ -62,6 +64,33 @@ TASKS = (
     Task("lateness-parked", "lateness", {"parked": 1_000_000}, only=OURS[:1]),
     Task("one-instant", "lateness", {"count": 10_000, "spread": 0, "workers": 2}),
     Task("sustained", "sustained", repeats=1),
+    Task("codec", "codec", only=OURS[:1]),
+    Task("commands", "commands", only=OURS[:1]),
+    Task("memory", "memory", {"count": 1_000_000}, only=OURS),
+    Task("naps", "naps", only=OURS[:1], repeats=1),
+    Task("durations", "durations", {"workers": 1, "long": 60}, only=OURS[:1], repeats=1),
+    Task("durations-2", "durations", {"workers": 2, "long": 120}, only=OURS[:1], repeats=1),
+    Task("supervised-1", "supervised", {"processes": 1}, only=OURS[:1]),
+    Task("supervised-2", "supervised", {"processes": 2}, only=OURS[:1]),
+    Task("supervised-4", "supervised", {"processes": 4}, only=OURS[:1], repeats=1),
+    Task("crash", "crash", only=OURS[:1]),
+    Task("commits-1", "committing", {"clients": 1}, only=OURS[:1], repeats=1),
+    Task("commits-16", "committing", {"clients": 16}, only=OURS[:1]),
+    Task("commits-64", "committing", {"clients": 64}, only=OURS[:1]),
+    Task("commits-16x64", "committing", {"processes": 16, "listeners": 64}, only=OURS[:1]),
+    Task("held-snapshot", "held_snapshot", {"count": 1_000_000, "idle": 16}, only=(*OURS, *RAW), repeats=1),
+    Task(
+        "held-snapshot-100",
+        "held_snapshot",
+        {"count": 1_000_000, "idle": 16, "way": OURS_100},
+        only=OURS[:1],
+        repeats=1,
+    ),
+    Task("held-snapshot-300k", "held_snapshot", {"count": 300_000, "seconds": 45}, only=CHURNED_PEERS, repeats=1),
+    Task("deep-backlog", "deep_backlog", {"waiting": 10_000_000, "turns": "fm++ff"}, only=(OURS[0], RAW[1]), repeats=1),
+    Task("unknown-at-head", "deep_backlog", {"unknown": 100_000}, only=OURS[:1], repeats=1),
+    Task("aside-at-head", "deep_backlog", {"unknown": 100_000, "aside": True}, only=OURS[:1], repeats=1),
+    Task("analyzed-empty", "deep_backlog", {"waiting": 1_000_000, "analyzed": False}, only=OURS[:1], repeats=1),
 )
 
 SMOKE = (
@@ -71,6 +100,21 @@ SMOKE = (
     Task("pickup", "pickup", {"count": 20}, repeats=1),
     Task("idle", "idle", {"seconds": 1.0}, repeats=1),
     Task("lateness", "lateness", {"count": 20, "spread": 1.0}, repeats=1),
+    Task("codec", "codec", {"rounds": 2, "calls": 100}, only=OURS[:1], repeats=1),
+    Task("commands", "commands", {"jobs": 50, "rounds": 1, "events": 100}, only=OURS[:1], repeats=1),
+    Task("memory", "memory", {"count": 40_000}, only=OURS[:1], repeats=1),
+    Task("naps", "naps", {"count": 2000}, only=OURS[:1], repeats=1),
+    Task("durations", "durations", {"workers": 1, "long": 60, "seconds": 0.5}, only=OURS[:1], repeats=1),
+    Task("crash", "crash", {"count": 20_000}, only=OURS[:1], repeats=1),
+    Task("commits-16", "committing", {"clients": 16, "rounds": 1}, only=OURS[:1], repeats=1),
+    Task(
+        "held-snapshot",
+        "held_snapshot",
+        {"count": 5000, "idle": 1, "pickups": 5, "rest": 0.2},
+        only=OURS[:1],
+        repeats=1,
+    ),
+    Task("deep-backlog", "deep_backlog", {"unknown": 100, "jobs": 2000, "turns": "fm"}, only=OURS[:1], repeats=1),
 )
 
 

@@ -69,6 +69,50 @@ TABLES = {
         Column("WAL bytes per job", "drain-1", "wal_bytes_per_job", by_server=True),
         Column("dead tuples per job", "drain-1", "dead_tuples_per_job", by_server=True),
     ),
+    "Jobs in one process": (
+        Column("encode and decode, µs", "codec", "codec_us"),
+        Column("memory per 100,000 jobs, bytes", "memory", "memory_bytes_per_100k_jobs"),
+        Column("jobs of 10 ms, per second", "naps", "per_second"),
+        Column("no-op jobs beside", "naps", "no_op_per_second"),
+        Column("sleeps alone", "naps", "plain_per_second"),
+        Column("pickup beside long jobs, p99 ms", "durations", "beside_long_p99_ms"),
+        Column("without, p99 ms", "durations", "alone_p99_ms"),
+    ),
+    "Processes under one supervisor": (
+        Column("drain, 1 process", "supervised-1", "per_second"),
+        Column("drain, 2", "supervised-2", "per_second"),
+        Column("drain, 4", "supervised-4", "per_second"),
+        Column("killed one replaced, s", "crash", "replaced_seconds"),
+        Column("its jobs claimed again", "crash", "rescued"),
+        Column("of these started twice", "crash", "started_more_than_once"),
+    ),
+    "Producers' commits per second": (
+        Column("1 client", "commits-1", "without_per_second"),
+        Column("1, workers woken", "commits-1", "with_per_second"),
+        Column("16 clients", "commits-16", "without_per_second"),
+        Column("16, workers woken", "commits-16", "with_per_second"),
+        Column("64 clients", "commits-64", "without_per_second"),
+        Column("64, workers woken", "commits-64", "with_per_second"),
+        Column("16 processes, 64 listening", "commits-16x64", "without_per_second"),
+        Column("the same, woken", "commits-16x64", "with_per_second"),
+    ),
+    "While a snapshot is held": (
+        Column("1 million jobs: passed", "held-snapshot", "jobs"),
+        Column("fresh, per second", "held-snapshot", "fresh_per_second"),
+        Column("at the end", "held-snapshot", "end_per_second"),
+        Column("pickup, p50 ms, fresh", "held-snapshot", "fresh_pickup_p50_ms"),
+        Column("at the end, ms", "held-snapshot", "end_pickup_p50_ms"),
+        Column("300,000 jobs: passed", "held-snapshot-300k", "jobs"),
+        Column("fresh, /s", "held-snapshot-300k", "fresh_per_second"),
+        Column("at the end, /s", "held-snapshot-300k", "end_per_second"),
+    ),
+    "Claim of a job, microseconds of the server": (
+        Column("10,000 waiting", "deep-backlog", "few_claim_us"),
+        Column("10 million", "deep-backlog", "many_claim_us"),
+        Column("100,000 unknown at the head", "unknown-at-head", "many_claim_us"),
+        Column("put aside", "aside-at-head", "many_claim_us"),
+        Column("1 million, analyzed empty", "analyzed-empty", "many_claim_us"),
+    ),
 }
 
 
@@ -158,8 +202,9 @@ def _machine(facts: Mapping[str, str | float]) -> str:
 
 
 def _table(contestants: Sequence[Standing], columns: Sequence[Column], notes: Notes) -> str:
-    """Only columns that somebody has had a turn at; the others are named."""
+    """Only columns that somebody has had a turn at, and who had one; the other columns are named."""
     used = [column for column in columns if any(_has(standing, column) for standing in contestants)]
+    contestants = [standing for standing in contestants if any(_has(standing, column) for column in used)]
     rows = [
         [
             standing.name + notes.refer(*filter(None, [standing.caveat])),

@@ -6,6 +6,7 @@ import mmap
 import os
 import signal
 import tempfile
+from asyncio.subprocess import Process
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ class WorkerProcess:
         result: What it told when it stopped; empty: it did not stop by itself.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, counter: Path, result: Path, errors: Path) -> None:
+    def __init__(self, process: Process, counter: Path, result: Path, errors: Path) -> None:
         self.result: dict[str, Any] = {}
         self._process = process
         self._result = result
@@ -99,14 +100,17 @@ class Stage:
         address: Of its database, or Redis.
         database: Of a fresh Postgres database; also for those who play elsewhere.
         directory: For files.
+
+    Attributes:
+        entry: The contestant; a measure may let it play another way.
     """
 
     def __init__(self, entry: Entry, python: Path, address: str, database: Connection, directory: Path) -> None:
         self.entry = entry
         self.database = database
+        self.directory = directory
         self._python = python
         self._address = address
-        self._directory = directory
         self._workers = 0
 
     async def set_up(self) -> None:
@@ -117,9 +121,31 @@ class Stage:
         """Run a producer to its end; see ``benchmarks.contestants.__main__``."""
         return await self._play("produce", {"how": how, **spec})
 
+    async def call(self, function: str, *, loop: str = "uvloop", **options: Any) -> dict[str, float]:
+        """The figures that a function, ``module:name``, takes by itself, in a process of this environment."""
+        return await self._play("call", {"loop": loop, "options": options}, way=function)
+
+    @asynccontextmanager
+    async def supervisor(self, flow: str, *options: str, **variables: str) -> AsyncGenerator[Process]:
+        """
+        An ``eventflow worker`` that keeps several processes, until the block ends.
+
+        Args:
+            flow: ``module:name``.
+            *options: Of the command.
+            **variables: Of its environment.
+        """
+        process = await self._start(("eventflow", "worker", flow, *options), EVENTFLOW_DSN=self._address, **variables)
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.terminate()  # killed, it could not wait for its own
+            await process.communicate()
+
     @asynccontextmanager
     async def workers(
-        self, number: int = 1, *, begin: bool = True, **spec: Any
+        self, number: int = 1, *, begin: bool = True, way: str | None = None, **spec: Any
     ) -> AsyncGenerator[Sequence[WorkerProcess]]:
         """
         So many processes, all ready; each has its result when the block has ended.
@@ -127,12 +153,13 @@ class Stage:
         Args:
             number: How many.
             begin: Let them work; without it they wait for :meth:`WorkerProcess.begin`, all at the same point.
+            way: The class that works, ``module:name``; ``None``: the contestant's.
             **spec: What they do; see ``benchmarks.contestants.__main__``.
         """
         async with AsyncExitStack() as stack:
             workers: list[WorkerProcess] = []
             for _ in range(number):
-                workers.append(await self._start_worker(spec))
+                workers.append(await self._start_worker(spec, way))
                 stack.push_async_callback(workers[-1].stop)
             for worker in workers:
                 await worker.loaded()
@@ -165,45 +192,53 @@ class Stage:
         """Of WAL, by the whole server, so far."""
         return int(await self.database.fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
 
-    async def _start_worker(self, spec: dict[str, Any]) -> WorkerProcess:
-        self._workers += 1
-        counter = self._directory / f"started-{self._workers}"
-        counter.write_bytes(bytes(8))
-        result = self._directory / f"result-{self._workers}"
-        process = await self._start("work", {"counter": str(counter), "result": str(result), **spec})
-        return WorkerProcess(process, counter, result, self._directory / "errors")
+    def failure(self) -> ContestantError:
+        """Of a program that has failed: with the end of what it said."""
+        return ContestantError((self.directory / "errors").read_text(errors="replace")[-2000:])
 
-    async def _play(self, role: str, spec: dict[str, Any]) -> dict[str, Any]:
-        path = self._directory / "result"
-        process = await self._start(role, {"result": str(path), **spec})
+    async def _start_worker(self, spec: dict[str, Any], way: str | None) -> WorkerProcess:
+        self._workers += 1
+        counter = self.directory / f"started-{self._workers}"
+        counter.write_bytes(bytes(8))
+        result = self.directory / f"result-{self._workers}"
+        process = await self._start_role("work", {"counter": str(counter), "result": str(result), **spec}, way=way)
+        return WorkerProcess(process, counter, result, self.directory / "errors")
+
+    async def _play(self, role: str, spec: dict[str, Any], *, way: str | None = None) -> dict[str, Any]:
+        path = self.directory / "result"
+        process = await self._start_role(role, {"result": str(path), **spec}, way=way)
         try:
             await process.communicate()
         finally:
             await _kill(process)  # if the cell took too long: nothing of it runs on beside the next
         if process.returncode:
-            raise ContestantError((self._directory / "errors").read_text(errors="replace")[-2000:])
+            raise self.failure()
         result: dict[str, Any] = json.loads(path.read_bytes())
         return result
 
-    async def _start(self, role: str, spec: dict[str, Any]) -> asyncio.subprocess.Process:
+    async def _start_role(self, role: str, spec: dict[str, Any], *, way: str | None = None) -> Process:
+        arguments = (way or self.entry.way, role, self._address, json.dumps(spec))
+        return await self._start(("benchmarks.contestants", *arguments))
+
+    async def _start(self, module: Sequence[str], **variables: str) -> Process:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("EVENTFLOW_")},
             "PYTHONPATH": str(ROOT),
+            **variables,
         }
-        with (self._directory / "errors").open("ab") as errors:
+        with (self.directory / "errors").open("ab") as errors:
             return await asyncio.create_subprocess_exec(
-                *(str(self._python), "-m", "benchmarks.contestants"),
-                *(self.entry.way, role, self._address, json.dumps(spec)),
+                *(str(self._python), "-m", *module),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
-                cwd=self._directory,
+                cwd=self.directory,
                 env=environment,
                 start_new_session=True,
             )
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
+async def _kill(process: Process) -> None:
     if process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

@@ -12,6 +12,8 @@ from benchmarks.suite.results import Result
 
 LOUD = 0.25
 """Cores that others may use while a cell is measured."""
+IN_TIME = ("lateness", "memory", "held_snapshot")
+"""Measures that count jobs which started in time; so many were wanted."""
 
 Role = Literal["ours", "raw", "peer", "orientation"]
 
@@ -118,7 +120,7 @@ def _limits(entry: Entry, task: Task, figures: Mapping[str, Figure]) -> list[str
     if (earliest := figures.get("earliest_ms")) and earliest.low < 0:
         limits.append(f"up to {-earliest.low:,.3g} ms too early")
     wanted = task.options.get("count")
-    if task.measure == "lateness" and wanted and (jobs := figures.get("jobs")) and jobs.low < wanted:
+    if task.measure in IN_TIME and wanted and (jobs := figures.get("jobs")) and jobs.low < wanted:
         limits.append(f"only {jobs.low:,.0f} of {wanted:,} jobs started in time to be counted")
     return limits
 

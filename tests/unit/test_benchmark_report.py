@@ -153,6 +153,15 @@ def test_columns_that_nobody_had_a_turn_at_are_named() -> None:
     assert "Not measured: drain, 2; drain, 4; bulk enqueue; enqueue, 1 caller; enqueue, 20." in text
 
 
+def test_who_had_no_turn_at_a_table_has_no_row_in_it() -> None:
+    """What is measured of few is not a table of dashes."""
+    text = render(report_of(*drained(1.0), *drained(1.0, by=PEER), cell(EVENTFLOW, "codec", codec_us=1.5)))
+
+    table = text.partition("## Jobs in one process")[2].partition("##")[0]
+    assert line(table, "eventflow") == ["eventflow", "1.5"]
+    assert "Peer" not in table
+
+
 def test_machine_is_one_line() -> None:
     """With units."""
     assert "\nAMD, 2 cores, 23.5 GiB, Python 3.11.7\n" in render(report_of(*drained(1.0)))
@@ -210,6 +219,15 @@ FIGURES = [
     *("pickup_p50_ms", "pickup_p99_ms", "statements_per_job"),
     *("late_p50_ms", "late_p99_ms", "earliest_ms", "latest_ms", "jobs"),
     *("statements_per_second", "cpu_percent"),
+    *("over_bare_us", "core_percent"),
+    *("commands_1_per_second", "commands_1_by_hand_per_second"),
+    *("commands_16_per_second", "commands_16_by_hand_per_second"),
+    *("events_per_second", "events_by_hand_per_second"),
+    *("beside_long_p99_ms", "alone_p99_ms", "never_started"),
+    *("lost", "unfinished", "started_again_wrongly"),
+    *("with_per_second", "without_per_second"),
+    *("fresh_per_second", "end_per_second", "fresh_pickup_p50_ms", "end_pickup_p50_ms"),
+    *("few_claim_us", "many_claim_us"),
 ]
 """What the measures give that bars look at."""
 

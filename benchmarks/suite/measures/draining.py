@@ -1,7 +1,6 @@
 """How fast workers get through what waits."""
 
 import asyncio
-import statistics
 import time
 from collections.abc import Sequence
 
@@ -33,7 +32,6 @@ async def drain(stage: Stage, *, workers: int, count: int | None = None, loop: s
         "smallest_share": min(shares) / max(1, sum(shares)),
         "started_more_than_once": max(0, sum(shares) - jobs),
         "wal_bytes_per_job": (await stage.written_bytes() - written) / max(1, done),
-        **_memory(processes),
     }
     await stage.database.execute("SELECT pg_stat_force_next_flush()")
     dead = await stage.database.fetchval(
@@ -52,15 +50,3 @@ async def _drained(stage: Stage, processes: Sequence[WorkerProcess], jobs: int) 
     while (left := await stage.unfinished()) and time.monotonic() < until:
         await asyncio.sleep(0.005)
     return time.monotonic(), jobs - left
-
-
-def _memory(processes: Sequence[WorkerProcess]) -> Figures:
-    """Growth of a worker's memory over its jobs, by a straight line through its second half."""
-    points: list[tuple[int, int]] = [
-        tuple(point) for process in processes for point in process.result.get("memory", ())
-    ]
-    late = points[len(points) // 2 :]
-    if len(processes) > 1 or len(late) < 2:
-        return {}
-    slope, _ = statistics.linear_regression([jobs for jobs, _ in late], [size for _, size in late])
-    return {"memory_bytes_per_100k_jobs": slope * 100_000}
