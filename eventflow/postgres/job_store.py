@@ -35,7 +35,7 @@ from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_rows, insert
 from eventflow.postgres.statements import statement
 from eventflow.postgres.transactions import atomic
 from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
-from eventflow.postgres.wakes import WAKE_WITHIN_US, Wakes
+from eventflow.postgres.wakes import WAKE_WITHIN_US, Notified, Wakes
 from eventflow.scheduling import Due
 
 log = logging.getLogger("eventflow.postgres")
@@ -126,15 +126,15 @@ class PostgresJobStore:
             async with self._committing(self._inserting, [job.id for job in jobs]) as connection:
                 failpoint("insert.sending")
                 if wakes_itself:
-                    soonest_us, listeners = await self._write_and_wake(connection, jobs, queue_ids)
+                    soonest_us, notified = await self._write_and_wake(connection, jobs, queue_ids)
                 else:
-                    soonest_us, listeners = await self._write(connection, jobs, queue_ids), None
+                    soonest_us, notified = await self._write(connection, jobs, queue_ids), None
                 failpoint("insert.committed")
         except DatabaseError as exc:
             if not (_may_come_late(exc) and await self._exist(jobs)):
                 raise
-            soonest_us, listeners = 0, None
-        self._wakes.committed(soonest_us, notified=listeners)
+            soonest_us, notified = 0, None
+        self._wakes.committed(soonest_us, notified=notified)
 
     @asynccontextmanager
     async def _committing(self, lane: Lane, ids: Sequence[JobId]) -> AsyncGenerator[Connection]:
@@ -164,7 +164,7 @@ class PostgresJobStore:
     async def notify_in(self, connection: AnyConnection) -> None:
         """Wake workers with the commit of the caller's transaction."""
         try:
-            await connection.execute(self._sql("notify_workers"), "")
+            await connection.execute(self._sql("notify_workers"))
         except DRIVER_ERRORS as exc:
             raise translate(exc, self._schema) from exc
 
@@ -185,11 +185,11 @@ class PostgresJobStore:
 
     async def _write_and_wake(
         self, connection: Connection, jobs: Sequence[NewJob], queue_ids: Mapping[str, int]
-    ) -> tuple[int, int | None]:
-        """In one round trip; returns too how many workers were notified, ``None`` if there was no reason."""
+    ) -> tuple[int, Notified | None]:
+        """In one round trip; ``None``: there is nobody to wake."""
         arguments = insert_arguments(jobs, queue_ids)
         [row] = await connection.fetch(self._sql("insert_and_wake"), *arguments, WAKE_WITHIN_US)
-        return row["soonest_us"], row["listeners"]
+        return row["soonest_us"], None if row["is_done"] is None else Notified(row["is_done"], row["wait_us"])
 
     async def _exist(self, jobs: Sequence[NewJob]) -> bool:
         """Whether an insert whose answer was lost was committed; false if it cannot be told."""

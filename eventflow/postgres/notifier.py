@@ -7,25 +7,22 @@ from eventflow.failpoints import failpoint
 from eventflow.postgres.connection import Lane
 from eventflow.postgres.statements import statement
 
-SHORTEST_INTERVAL = 0.001
-"""Seconds between two notifications of this process while few listen."""
-LISTENERS_PER_SECOND = 1500
-"""Listeners that a database can wake in a second: with more of them, a notification is sent less often."""
 REST_SECONDS = 0.01
 """After so long without a notification, an insert sends its own: sooner by a round trip, but not shared."""
 
 
 class Notifier:
     """
-    Sends one notification for many commits.
+    Sends one notification for many commits, of this process and of others.
 
-    The first goes out at once, those that come within the interval share the next. A notification is a hint: if
-    the process dies before it is sent, workers find the jobs by their own look, within a second.
+    The first goes out at once. How soon another may follow depends on how many listen, and the database tells it to
+    all who notify. A notification is a hint: if the process dies before it is sent, workers find the jobs by their
+    own look, within a second.
     """
 
     def __init__(self, lane: Lane, schema: str, clock: Clock) -> None:
         self._lane = lane
-        self._statement = statement("notify_workers", schema)
+        self._statement = statement("wake_workers", schema)
         self._clock = clock
         self._marked = Wakeup(clock)
         self._signal = False
@@ -36,10 +33,6 @@ class Notifier:
         """Nothing has been sent for a while."""
         return self._clock.monotonic() >= self._next_at + REST_SECONDS
 
-    def notified(self, listeners: int) -> None:
-        """A notification was sent, and reaches so many workers."""
-        self._next_at = self._clock.monotonic() + max(SHORTEST_INTERVAL, listeners / LISTENERS_PER_SECOND)
-
     def mark(self) -> None:
         """Jobs were committed."""
         self._marked.set()
@@ -49,17 +42,31 @@ class Notifier:
         self._signal = True
         self._marked.set()
 
+    def tried(self, is_done: bool, wait_us: int) -> None:
+        """An insert has notified workers, or others had just done it; the next may follow after so long."""
+        self._next_at = self._clock.monotonic() + wait_us / 1_000_000
+        if not is_done:
+            self.mark()
+
     async def notify_step(self) -> None:
-        """Wait for a mark and send one notification, some time after the last."""
+        """Wait for a mark, and until workers have been notified since."""
         await self._marked.wait()
-        await self._clock.sleep(max(0.0, self._next_at - self._clock.monotonic()))
-        await self._marked.wait(0)  # it is for all marks until now
+        since_us: int | None = None
+        is_done = False
+        while not is_done:
+            await self._clock.sleep(max(0.0, self._next_at - self._clock.monotonic()))
+            if await self._marked.wait(0):
+                since_us = None  # whoever has notified by now has not done it for this
+            is_done, since_us = await self._try(since_us)
+
+    async def _try(self, since_us: int | None) -> tuple[bool, int]:
         payload, self._signal = ("signal" if self._signal else ""), False
         failpoint("notify.sending")
         try:
-            row = await self._lane.fetchrow(self._statement, payload)
+            [row] = await self._lane.fetch(self._statement, payload, since_us)
         except BaseException:
             self._signal = self._signal or payload == "signal"
             self._marked.set()
             raise
-        self.notified(row["listeners"] if row is not None else 0)
+        self._next_at = self._clock.monotonic() + row["wait_us"] / 1_000_000
+        return row["is_done"], since_us or row["now_us"]

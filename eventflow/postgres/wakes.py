@@ -1,11 +1,21 @@
 """Who is woken after a commit: workers of this process directly, the others by notification."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from eventflow.postgres.notifier import Notifier
 
 WAKE_WITHIN_US = 1_500_000
 """Workers look by themselves once a second, so a job due later than this wakes nobody."""
+
+
+class Notified(NamedTuple):
+    """What came of a notification."""
+
+    is_done: bool
+    """Workers were notified; otherwise others did so a moment before, perhaps too early for this."""
+    wait_us: int
+    """Until the next should be sent."""
 
 
 class Wakes:
@@ -24,13 +34,13 @@ class Wakes:
         """A worker in this process."""
         self._here.append(wake)
 
-    def committed(self, soonest_us: int = 0, *, notified: int | None = None) -> None:
+    def committed(self, soonest_us: int = 0, *, notified: Notified | None = None) -> None:
         """
         Jobs were committed.
 
         Args:
             soonest_us: The first of them is ready in so many microseconds.
-            notified: Their insert has notified so many workers by itself; ``None``: it has not.
+            notified: Their insert has seen to the others by itself; ``None``: it has not.
         """
         if soonest_us >= WAKE_WITHIN_US:
             return
@@ -41,7 +51,7 @@ class Wakes:
         if notified is None:
             self._notifier.mark()
         else:
-            self._notifier.notified(notified)
+            self._notifier.tried(*notified)
 
     def may_notify(self) -> bool:
         """Whether an insert should notify the others by itself; only one should at a time."""

@@ -66,9 +66,10 @@ class Way(msgspec.Struct, frozen=True):
 
 
 OWN_COMMIT = "the transaction is the caller's: the store neither begins nor commits it"
+IN_ONE_TRIP = "a lone insert sends its notification itself"
 WAYS: Mapping[str, Way] = {
-    "schedule": Way(one, 1),
-    "schedule-many": Way(some, 5),
+    "schedule": Way(one, 1, unreachable={"notify.sending": IN_ONE_TRIP}),
+    "schedule-many": Way(some, 5, unreachable={"notify.sending": IN_ONE_TRIP}),
     "copy": Way(many, COPIED),
     "transaction": Way(
         in_transaction,

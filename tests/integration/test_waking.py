@@ -79,12 +79,77 @@ async def test_inserts_right_after_another_share_their_notification(dsn: str, ea
     clock = SystemClock()
     lane = Lane(connector(dsn, name="notify"), "eventflow")
     notifier = Notifier(lane, "eventflow", clock)
-    notifier.notified(listeners=1_000_000)  # so many are waking for minutes
+    notifier.tried(is_done=True, wait_us=10**9)
     store = PostgresJobStore(connector(dsn, name="test"), "eventflow", wakes=Wakes(notifier))
     await store.insert([new_job()])
     await lane.fetch("SELECT pg_notify('eventflow', 'last')")
 
     await until(lambda: ear.heard == ["last"])
+    await store.close()
+    await lane.close()
+
+
+WAKE = "SELECT is_done, wait_us, now_us FROM eventflow.wake_workers($1, $2)"
+CROWD = """
+INSERT INTO eventflow.worker (id, host, pid, version, concurrency)
+SELECT gen_random_uuid(), 'host', 1, '1.0', 1 FROM generate_series(1, 1500)
+"""
+"""So many workers are woken once a second."""
+
+
+@pytest.fixture
+async def session(dsn: str, admin: Connection) -> AsyncGenerator[Connection]:
+    """Of a process that notifies, where a crowd listens."""
+    await admin.execute(CROWD)
+    connection: Connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()
+
+
+async def test_all_who_notify_share_what_the_database_can_wake(session: Connection, ear: Ear) -> None:
+    """Right after one notification another is not sent; who wants it is told to wait for the rest of the second."""
+    [first] = await session.fetch(WAKE, "", None)
+    [again] = await session.fetch(WAKE, "", None)
+    [signal] = await session.fetch(WAKE, "signal", None)
+    await until(lambda: ear.heard == ["", "signal"])
+
+    assert (first["is_done"], first["wait_us"]) == (True, 1_000_000)
+    assert not again["is_done"]
+    assert again["wait_us"] == 1_000_000 - (again["now_us"] - first["now_us"])
+    assert signal["is_done"]
+
+
+async def test_another_process_may_have_notified_already(session: Connection) -> None:
+    """It did so after the jobs were committed, so it need not be done again; before that, it does not count."""
+    [first] = await session.fetch(WAKE, "", None)
+    [earlier] = await session.fetch(WAKE, "", first["now_us"] - 1)
+    [later] = await session.fetch(WAKE, "", first["now_us"])
+
+    assert earlier["is_done"]
+    assert not later["is_done"]
+
+
+async def test_a_clock_that_was_set_back_silences_nobody(session: Connection, admin: Connection, ear: Ear) -> None:
+    """The last notification seems to lie an hour ahead: the next is sent, and its time holds from then on."""
+    ahead_us = await admin.fetchval("SELECT eventflow.microseconds(clock_timestamp() + interval '1 hour')")
+    await admin.execute("SELECT setval('eventflow.notified_us', $1)", ahead_us)
+    [row] = await session.fetch(WAKE, "", None)
+    await until(lambda: ear.heard == [""])
+
+    assert (row["is_done"], row["wait_us"]) == (True, 1_000_000)
+    assert await admin.fetchval("SELECT last_value FROM eventflow.notified_us") == row["now_us"]
+
+
+async def test_what_could_not_be_sent_at_once_is_sent_later(session: Connection, dsn: str, ear: Ear) -> None:
+    """An insert comes right after a notification that was not for it: the notifier sends the next when it may."""
+    lane = Lane(connector(dsn, name="notify"), "eventflow")
+    notifier = Notifier(lane, "eventflow", SystemClock())
+    store = PostgresJobStore(connector(dsn, name="test"), "eventflow", wakes=Wakes(notifier))
+    await session.fetch(WAKE, "", None)
+    await store.insert([new_job()])
+    await notifier.notify_step()
+
+    await until(lambda: ear.heard == ["", ""])
     await store.close()
     await lane.close()
 

@@ -164,14 +164,50 @@ BEGIN
 END
 $$;
 
--- Add jobs as insert_jobs does, commit, and then wake the workers, in a transaction of its own: this neither waits for
--- a flush nor holds up other commits. Not in a transaction of the caller's.
--- Gives soonest_us, and listeners: how many workers that reaches, null if there was nothing to wake them for.
+-- When some process notified the workers last, in microseconds since the epoch. Outside of transactions, and not logged:
+-- nobody waits for it, and if it is lost, one more notification is sent.
+CREATE UNLOGGED SEQUENCE eventflow.notified_us MINVALUE 0 START 0;
+
+-- Notify the workers, unless somebody did a moment ago: what a database can wake is shared by all who notify. Alone in
+-- its transaction: then it neither waits for a flush nor holds up other commits.
+--   payload: '' there may be jobs, 'signal' somebody asks something of one: this is sent in any case.
+--   since_us: whoever has notified after this has done it for the caller too; null: nobody has.
+-- Returns one row: is_done, wait_us (until the next should be sent), now_us.
+CREATE FUNCTION eventflow.wake_workers(payload text, since_us bigint)
+RETURNS TABLE (is_done boolean, wait_us bigint, now_us bigint)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    pause_us bigint;
+    last_us bigint;
+BEGIN
+    -- A database wakes so many sessions in a second without others suffering.
+    SELECT greatest(1000, count(*) * 1000000 / 1500) INTO pause_us FROM eventflow.worker AS w WHERE w.closed_at IS NULL;
+    SELECT s.last_value INTO last_us FROM eventflow.notified_us AS s;
+    now_us := eventflow.microseconds(clock_timestamp());
+    is_done := last_us > since_us AND last_us <= now_us AND payload = '';
+    wait_us := greatest(0, last_us + pause_us - now_us);
+    IF payload <> '' THEN
+        PERFORM pg_notify('eventflow', payload);
+        is_done := true;
+    ELSIF is_done IS NOT TRUE AND (wait_us = 0 OR last_us > now_us) THEN  -- the clock may have been set back
+        PERFORM setval('eventflow.notified_us', now_us), pg_notify('eventflow', '');
+        is_done := true;
+        wait_us := pause_us;
+    END IF;
+    is_done := is_done IS TRUE;
+    RETURN NEXT;
+END
+$$;
+
+-- Add jobs as insert_jobs does, commit, and then wake the workers, in a transaction of its own. Not in one of the
+-- caller's.
+-- Gives soonest_us, and is_done and wait_us as wake_workers; these are null if there was nothing to wake them for.
 -- What commits can have no search path of its own: each name here says where it is.
 CREATE PROCEDURE eventflow.insert_and_wake(
     ids uuid[], queue_ids integer[], priorities smallint[], at_us bigint[], delay_us bigint[], names text[],
     versions integer[], payloads text[], headers text[], tags text[], aggregate_ids text[], keys text[],
-    retries text[], timeouts_us bigint[], wake_within_us bigint, OUT soonest_us bigint, OUT listeners bigint
+    retries text[], timeouts_us bigint[], wake_within_us bigint,
+    OUT soonest_us bigint, OUT is_done boolean, OUT wait_us bigint
 )
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -180,8 +216,7 @@ BEGIN
         retries, timeouts_us);
     COMMIT;
     IF soonest_us OPERATOR(pg_catalog.<) wake_within_us THEN
-        SELECT pg_catalog.count(*) INTO listeners FROM eventflow.worker AS w WHERE w.closed_at IS NULL;
-        PERFORM pg_catalog.pg_notify('eventflow', '');
+        SELECT w.is_done, w.wait_us INTO is_done, wait_us FROM eventflow.wake_workers('', NULL) AS w;
     END IF;
 END
 $$;
@@ -191,6 +226,11 @@ BEGIN
     IF pg_catalog.to_regrole('eventflow_owner') IS NULL THEN
         RETURN;
     END IF;
+    ALTER SEQUENCE eventflow.notified_us OWNER TO eventflow_owner;
+    GRANT SELECT, UPDATE ON SEQUENCE eventflow.notified_us TO eventflow_worker, eventflow_producer;
+    ALTER FUNCTION eventflow.wake_workers OWNER TO eventflow_owner;
+    REVOKE ALL ON FUNCTION eventflow.wake_workers FROM PUBLIC;
+    GRANT EXECUTE ON FUNCTION eventflow.wake_workers TO eventflow_worker, eventflow_producer;
     ALTER PROCEDURE eventflow.insert_and_wake OWNER TO eventflow_owner;
     REVOKE ALL ON PROCEDURE eventflow.insert_and_wake FROM PUBLIC;
     GRANT EXECUTE ON PROCEDURE eventflow.insert_and_wake TO eventflow_worker, eventflow_producer;
