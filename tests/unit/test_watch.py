@@ -175,9 +175,17 @@ class ShowingStore(InMemoryJobStore):
 
     look = tick()
     rescued: list[Peer]
+    lots: list[int]
+    """How many unknown jobs each go puts aside."""
 
     async def tick(self, worker_id: WorkerId, interest: Interest) -> Tick:
         return self.look
+
+    async def park_unknown(self, interest: Interest) -> int:
+        lot = self.lots.pop(0)
+        if not self.lots:
+            self.look = tick()
+        return lot
 
     async def rescue(self, peer: Peer) -> int | None:
         self.rescued.append(peer)
@@ -258,6 +266,26 @@ async def test_looks_are_a_second_apart_or_less_where_nothing_is_heard(listening
 
     assert [b - a for a, b in pairwise(looked)] == [pytest.approx(pause, abs=0.051)] * (len(looked) - 1)
     assert len(looked) >= 3
+
+
+async def test_many_unknown_jobs_are_put_aside_without_a_pause() -> None:
+    """Claims walk over those that are left: the next lot follows at once, after a few it has time."""
+    rig = Rig()
+    rig.store.look = msgspec.structs.replace(tick(), blocked=True)
+    rig.store.lots = [5000, 5000, 20, 30]
+    lots_at: list[float] = []
+
+    async def look() -> None:
+        while rig.store.lots:
+            lots_at.append(rig.bench.clock.monotonic())
+            await rig.watch.watch_step()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(look)
+        await rig.bench.advance(3, step=0.05)
+        group.cancel_scope.cancel()
+
+    assert lots_at == pytest.approx([0.0, 0.0, 0.0, 0.5], abs=0.06)
 
 
 @pytest.mark.parametrize("poll_interval", [0.1, 5.0])
