@@ -54,7 +54,8 @@ class Notifier:
         since_us: int | None = None
         is_done = False
         while not is_done:
-            await self._clock.sleep(max(0.0, self._next_at - self._clock.monotonic()))
+            if (pause := self._next_at - self._clock.monotonic()) > 0:
+                await self._clock.sleep(pause)
             if await self._marked.wait(0):
                 since_us = None  # whoever has notified by now has not done it for this
             is_done, since_us = await self._try(since_us)
