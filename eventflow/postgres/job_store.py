@@ -123,29 +123,38 @@ class PostgresJobStore:
         queue_ids = await self.queues.ids(jobs)
         wakes_itself = len(jobs) < COPY_FROM and self._wakes.may_notify()
         try:
-            async with self._committing(self._inserting, [job.id for job in jobs]) as connection:
+            ids = [job.id for job in jobs]
+            async with self._committing(self._inserting, ids, goes_on=wakes_itself) as connection:
                 failpoint("insert.sending")
                 if wakes_itself:
                     soonest_us, notified = await self._write_and_wake(connection, jobs, queue_ids)
                 else:
                     soonest_us, notified = await self._write(connection, jobs, queue_ids), None
                 failpoint("insert.committed")
-        except DatabaseError as exc:
-            if not (_may_come_late(exc) and await self._exist(jobs)):
+        except CommitUnknownError:
+            if not await self._exist(jobs):
                 raise
             soonest_us, notified = 0, None
         self._wakes.committed(soonest_us, notified=notified)
 
     @asynccontextmanager
-    async def _committing(self, lane: Lane, ids: Sequence[JobId]) -> AsyncGenerator[Connection]:
-        """The connection for a statement that commits; one whose answer is lost is a CommitUnknownError."""
+    async def _committing(
+        self, lane: Lane, ids: Sequence[JobId], *, goes_on: bool = False
+    ) -> AsyncGenerator[Connection]:
+        """
+        The connection for a statement that commits; one whose answer is lost is a CommitUnknownError.
+
+        Args:
+            goes_on: The statement does more after its commit, and may fail in that.
+        """
         sent = False
         try:
             async with lane.connection() as connection:
                 sent = True
                 yield connection
-        except DatabaseUnavailableError as exc:
-            if sent and exc.__cause__ is not None and may_have_committed(exc.__cause__):
+        except DatabaseError as exc:
+            error = exc.__cause__
+            if sent and error is not None and (may_have_committed(error) or (goes_on and _came_late(error))):
                 raise CommitUnknownError(ids) from exc
             raise
 
@@ -473,11 +482,13 @@ class PostgresJobStore:
             forgotten = row["forgotten"]
 
 
-def _may_come_late(error: DatabaseError) -> bool:
-    """Whether it may have come after the commit: of the notification, whose queue may be full, or of the network."""
-    if isinstance(error.__cause__, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
-        return False  # the jobs themselves were refused
-    return isinstance(error, CommitUnknownError) or isinstance(error.__cause__, asyncpg.PostgresError)
+def _came_late(error: BaseException) -> bool:
+    """Whether the server refused no more than the notification, whose queue may be full, after it had committed."""
+    where: str = getattr(error, "context", None) or ""
+    if "wake_workers" in where:
+        return True
+    limits = (asyncpg.ProgramLimitExceededError, asyncpg.InsufficientResourcesError, asyncpg.QueryCanceledError)
+    return "insert_jobs" not in where and isinstance(error, limits)
 
 
 def _job_ids(rows: Sequence[asyncpg.Record]) -> set[JobId]:

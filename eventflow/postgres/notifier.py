@@ -7,6 +7,8 @@ from eventflow.failpoints import failpoint
 from eventflow.postgres.connection import Lane
 from eventflow.postgres.statements import statement
 
+AFTER_FAILURE_SECONDS = 1.0
+"""So long no insert tries by itself what has just failed."""
 REST_SECONDS = 0.01
 """After so long without a notification, an insert sends its own: sooner by a round trip, but not shared."""
 
@@ -27,11 +29,12 @@ class Notifier:
         self._marked = Wakeup(clock)
         self._signal = False
         self._next_at = -inf
+        self._failed_until = -inf
 
     @property
     def is_at_rest(self) -> bool:
-        """Nothing has been sent for a while."""
-        return self._clock.monotonic() >= self._next_at + REST_SECONDS
+        """Nothing has been sent for a while, nor failed to be."""
+        return self._clock.monotonic() >= max(self._next_at + REST_SECONDS, self._failed_until)
 
     def mark(self) -> None:
         """Jobs were committed."""
@@ -66,6 +69,7 @@ class Notifier:
         try:
             [row] = await self._lane.fetch(self._statement, payload, since_us)
         except BaseException:
+            self._failed_until = self._clock.monotonic() + AFTER_FAILURE_SECONDS
             self._signal = self._signal or payload == "signal"
             self._marked.set()
             raise

@@ -64,6 +64,21 @@ async def test_a_lone_insert_wakes_by_itself(dsn: str, ear: Ear) -> None:
     await store.close()
 
 
+async def test_a_producer_wakes_too(producer_dsn: str, ear: Ear) -> None:
+    """With a producer's rights, by a lone insert and by the notifier."""
+    lane = Lane(connector(producer_dsn, name="notify"), "eventflow")
+    notifier = Notifier(lane, "eventflow", SystemClock())
+    store = PostgresJobStore(connector(producer_dsn, name="test"), "eventflow", wakes=Wakes(notifier))
+    await store.insert([new_job()])
+    await until(lambda: ear.heard == [""])
+    notifier.mark()
+    await notifier.notify_step()
+
+    await until(lambda: ear.heard == ["", ""])
+    await store.close()
+    await lane.close()
+
+
 async def test_a_distant_job_wakes_nobody(dsn: str, ear: Ear) -> None:
     """Workers find it by themselves: of two inserts only that of a ready one is heard."""
     store = store_at_rest(dsn)
@@ -133,9 +148,11 @@ async def test_a_clock_that_was_set_back_silences_nobody(session: Connection, ad
     """The last notification seems to lie an hour ahead: the next is sent, and its time holds from then on."""
     ahead_us = await admin.fetchval("SELECT eventflow.microseconds(clock_timestamp() + interval '1 hour')")
     await admin.execute("SELECT setval('eventflow.notified_us', $1)", ahead_us)
+    [signal] = await session.fetch(WAKE, "signal", None)
     [row] = await session.fetch(WAKE, "", None)
-    await until(lambda: ear.heard == [""])
+    await until(lambda: ear.heard == ["signal", ""])
 
+    assert signal["wait_us"] == 1_000_000
     assert (row["is_done"], row["wait_us"]) == (True, 1_000_000)
     assert await admin.fetchval("SELECT last_value FROM eventflow.notified_us") == row["now_us"]
 

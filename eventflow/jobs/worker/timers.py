@@ -87,6 +87,7 @@ class Timers:
             if entry[1] == job_id:
                 self._heap.remove(entry)
                 heapq.heapify(self._heap)
+                self._head_changed.set()
                 return entry[2]
         return None
 

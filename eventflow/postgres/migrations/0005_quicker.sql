@@ -183,12 +183,13 @@ BEGIN
     -- A database wakes so many sessions in a second without others suffering.
     SELECT greatest(1000, count(*) * 1000000 / 1500) INTO pause_us FROM eventflow.worker AS w WHERE w.closed_at IS NULL;
     SELECT s.last_value INTO last_us FROM eventflow.notified_us AS s;
-    now_us := eventflow.microseconds(clock_timestamp());
+    now_us := (extract(epoch FROM clock_timestamp()) * 1000000)::bigint;
     is_done := last_us > since_us AND last_us <= now_us AND payload = '';
     wait_us := greatest(0, last_us + pause_us - now_us);
     IF payload <> '' THEN
         PERFORM pg_notify('eventflow', payload);
         is_done := true;
+        wait_us := pause_us;
     ELSIF is_done IS NOT TRUE AND (wait_us = 0 OR last_us > now_us) THEN  -- the clock may have been set back
         PERFORM setval('eventflow.notified_us', now_us), pg_notify('eventflow', '');
         is_done := true;
@@ -227,6 +228,7 @@ BEGIN
         RETURN;
     END IF;
     ALTER SEQUENCE eventflow.notified_us OWNER TO eventflow_owner;
+    GRANT SELECT ON SEQUENCE eventflow.notified_us TO eventflow_viewer;
     GRANT SELECT, UPDATE ON SEQUENCE eventflow.notified_us TO eventflow_worker, eventflow_producer;
     ALTER FUNCTION eventflow.wake_workers OWNER TO eventflow_owner;
     REVOKE ALL ON FUNCTION eventflow.wake_workers FROM PUBLIC;
