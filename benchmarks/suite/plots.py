@@ -165,7 +165,7 @@ class Plots:
         loud = any(point.loud for panel in panels for each in lines for _, point in panel.measured(each))
         _legend(figure, lines, self._machine + (LOUD if loud else ""))
         for kind in ("png", "svg"):
-            metadata = {"Date": None} if kind == "svg" else {}
+            metadata = {"Date": None, "Creator": None} if kind == "svg" else {}
             figure.savefig(self._folder / f"{name}.{kind}", dpi=160, facecolor="white", metadata=metadata)
         self._pyplot.close(figure)
 

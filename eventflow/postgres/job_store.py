@@ -34,7 +34,7 @@ from eventflow.postgres.queues import Queues
 from eventflow.postgres.rows import COPY_COLUMNS, claimed_job, copy_rows, insert_arguments, job_record
 from eventflow.postgres.statements import statement
 from eventflow.postgres.transactions import atomic
-from eventflow.postgres.translation import DRIVER_ERRORS, may_have_committed, translate
+from eventflow.postgres.translation import DRIVER_ERRORS, came_after_commit, may_have_committed, translate
 from eventflow.postgres.wakes import WAKE_WITHIN_US, Notified, Wakes
 from eventflow.scheduling import Due
 
@@ -120,10 +120,9 @@ class PostgresJobStore:
 
     async def _insert_now(self, jobs: Sequence[NewJob]) -> None:
         """Insert and commit, and resolve a commit whose answer was lost."""
-        queue_ids = await self.queues.ids(jobs)
+        queue_ids, ids = await self.queues.ids(jobs), [job.id for job in jobs]
         wakes_itself = len(jobs) < COPY_FROM and self._wakes.may_notify()
         try:
-            ids = [job.id for job in jobs]
             async with self._committing(self._inserting, ids, goes_on=wakes_itself) as connection:
                 failpoint("insert.sending")
                 if wakes_itself:
@@ -154,7 +153,7 @@ class PostgresJobStore:
                 yield connection
         except DatabaseError as exc:
             error = exc.__cause__
-            if sent and error is not None and (may_have_committed(error) or (goes_on and _came_late(error))):
+            if sent and error is not None and (may_have_committed(error) or (goes_on and came_after_commit(error))):
                 raise CommitUnknownError(ids) from exc
             raise
 
@@ -480,15 +479,6 @@ class PostgresJobStore:
         while forgotten:
             [row] = await self._watching.fetch(self._sql("forget_receipts"), RECEIPT_DAYS)
             forgotten = row["forgotten"]
-
-
-def _came_late(error: BaseException) -> bool:
-    """Whether the server refused no more than the notification, whose queue may be full, after it had committed."""
-    where: str = getattr(error, "context", None) or ""
-    if "wake_workers" in where:
-        return True
-    limits = (asyncpg.ProgramLimitExceededError, asyncpg.InsufficientResourcesError, asyncpg.QueryCanceledError)
-    return "insert_jobs" not in where and isinstance(error, limits)
 
 
 def _job_ids(rows: Sequence[asyncpg.Record]) -> set[JobId]:

@@ -60,6 +60,15 @@ def may_have_committed(error: BaseException) -> bool:
     return not state or (state.startswith(("08", "57P")) and state not in _NEVER_RUN)
 
 
+def came_after_commit(error: BaseException) -> bool:
+    """Whether insert_and_wake failed in what follows its commit: the queue of notifications may be full."""
+    where: str = getattr(error, "context", None) or ""
+    if "wake_workers" in where:
+        return True
+    limits = (asyncpg.ProgramLimitExceededError, asyncpg.InsufficientResourcesError, asyncpg.QueryCanceledError)
+    return "insert_jobs" not in where and isinstance(error, limits)
+
+
 def needs_new_session(error: BaseException) -> bool:
     """Whether a setting stands in the way that a session is given when it begins: it may have been changed by now."""
     return _sqlstate(error) in _SET_AT_LOGIN

@@ -25,6 +25,14 @@ async def test_worker_beats_until_it_is_closed(driver: StoreDriver) -> None:
     assert await driver.store.beat(WorkerId.new()) is False
 
 
+async def test_time_can_be_asked_for_alone(driver: StoreDriver) -> None:
+    """It is the same that a look tells."""
+    before = to_microseconds(await driver.now())
+    now_us = await driver.store.now_us()
+
+    assert before <= now_us <= to_microseconds(await driver.now())
+
+
 async def test_registering_again_changes_nothing(driver: StoreDriver) -> None:
     """Repeated after a lost answer, it neither resets the beat nor opens a closed worker again."""
     worker = await driver.open_worker()

@@ -8,7 +8,10 @@ import msgspec
 import pytest
 
 from eventflow import SystemClock, WorkerSettings
-from eventflow.postgres import Connection
+from eventflow.ids import WorkerId
+from eventflow.postgres import Connection, PostgresJobStore, connector
+from eventflow.postgres.statements import statement
+from tests.support.job_stores import new_job, worker_record
 from tests.support.journal import Hold, Journal, Note, ended, flow_of, query
 from tests.support.postgres import PostgresServer
 from tests.support.waiting import eventually
@@ -110,3 +113,21 @@ async def test_connections_of_a_process_are_a_fixed_number(dsn: str, admin_dsn: 
         await eventually(drained, within=30.0)
 
     assert seen == {8}
+
+
+async def test_claim_that_finds_nothing_writes_nothing(dsn: str, admin: Connection) -> None:
+    """It takes no transaction number, so it waits for no flush; one that finds a job does."""
+    worker = WorkerId.new()
+    store = PostgresJobStore(connector(dsn, name="test"), "eventflow")
+    await store.open_worker(worker_record(worker))
+    claim = (worker.uuid, None, ["Send"], [1], 10, 10, 300_000, False, False, 0, 0, None)
+
+    async def has_written() -> bool:
+        async with admin.transaction():
+            await admin.fetch(statement("claim_jobs"), *claim)
+            return await admin.fetchval("SELECT pg_current_xact_id_if_assigned() IS NOT NULL") is True
+
+    assert not await has_written()
+    await store.insert([new_job()])
+    assert await has_written()
+    await store.close()

@@ -1,5 +1,6 @@
 """One of everything that runs jobs, without a database, on a clock that tests advance."""
 
+import json
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from eventflow import (
     Job,
     JobContext,
     ManualClock,
+    RetryPolicy,
     Services,
     StandaloneCommand,
     Worker,
@@ -217,6 +219,19 @@ class Bench:
             self.clock.advance(min(step, seconds))
             seconds -= step
             await others_rest()
+
+
+def bench_of(policy: RetryPolicy, **options: Any) -> Bench:
+    """A bench whose `Act` is registered with this policy."""
+    flow = EventFlow("runner")
+    flow.job(retry=policy, **options)(Act)
+    return Bench(flow)
+
+
+def error_of(settlement: Settlement) -> dict[str, str]:
+    """The stored error."""
+    assert settlement.error is not None
+    return json.loads(settlement.error)
 
 
 async def others_rest() -> None:

@@ -5,8 +5,9 @@ from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
+import pytest
 
-from eventflow import DatabaseUnavailableError
+from eventflow import DatabaseUnavailableError, ManualClock
 from eventflow.jobs.records import ClaimedJob
 from eventflow.jobs.worker.store_time import DRIFT, StoreTime
 from eventflow.jobs.worker.timers import Timers
@@ -24,12 +25,24 @@ class SlotsFake:
         self.batches.append([claim.attempt for claim in claims])
 
 
+class NotedClock(ManualClock):
+    """Takes note of when it is asked for an exact sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exact: list[float] = []
+
+    async def sleep_exactly(self, seconds: float) -> None:
+        self.exact.append(self.monotonic())
+        await super().sleep_exactly(seconds)
+
+
 class Rig:
     """Timers over fake slots; jobs are told apart by their attempt."""
 
     def __init__(self) -> None:
         self.bench = Bench()
-        self.clock = self.bench.clock
+        self.clock = self.bench.clock = NotedClock()
         self.slots = SlotsFake()
         self.fired = 0
         store_time = self.store_time = StoreTime(self.clock)
@@ -248,3 +261,15 @@ async def test_jobs_fire_though_the_time_cannot_be_asked_for() -> None:
 
     assert rig.slots.batches == [[0]]
     assert len(rig.readings) == 1
+
+
+async def test_the_last_millisecond_is_not_slept() -> None:
+    """Event loops are too coarse for it. Jobs that follow each other closely sleep all the same: it costs time."""
+    rig = Rig()
+    rig.timers.add(rig.claims(0.1, 0.104, 0.2))
+
+    async with working(rig):
+        await pass_time(rig, 0.3)
+
+    assert rig.slots.batches == [[0], [1], [2]]
+    assert rig.clock.exact == [pytest.approx(0.1, abs=0.0011), pytest.approx(0.2, abs=0.0011)]

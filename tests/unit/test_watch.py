@@ -247,22 +247,29 @@ async def test_closed_worker_learns_it_by_looking() -> None:
         await Rig().look(open=False)
 
 
+async def looks_within(rig: Rig, seconds: float) -> list[float]:
+    """When it looks, in this time."""
+    looked_at: list[float] = []
+
+    async def look() -> None:
+        while True:
+            looked_at.append(rig.bench.clock.monotonic())
+            await rig.watch.watch_step()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(look)
+        await rig.bench.advance(seconds, step=0.05)
+        group.cancel_scope.cancel()
+    return looked_at
+
+
 @pytest.mark.parametrize(("listening", "pause"), [(True, 1.0), (False, 0.1)])
 async def test_looks_are_a_second_apart_or_less_where_nothing_is_heard(listening: bool, pause: float) -> None:
     """With notifications a look a second is enough; without, it polls."""
     rig = Rig()
     rig.lease.listening = listening
-    looked: list[float] = []
 
-    async def look() -> None:
-        while True:
-            looked.append(rig.bench.clock.monotonic())
-            await rig.watch.watch_step()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(look)
-        await rig.bench.advance(3, step=0.05)
-        group.cancel_scope.cancel()
+    looked = await looks_within(rig, 3)
 
     assert [b - a for a, b in pairwise(looked)] == [pytest.approx(pause, abs=0.051)] * (len(looked) - 1)
     assert len(looked) >= 3
@@ -273,19 +280,11 @@ async def test_many_unknown_jobs_are_put_aside_without_a_pause() -> None:
     rig = Rig()
     rig.store.look = msgspec.structs.replace(tick(), blocked=True)
     rig.store.lots = [5000, 5000, 20, 30]
-    lots_at: list[float] = []
 
-    async def look() -> None:
-        while rig.store.lots:
-            lots_at.append(rig.bench.clock.monotonic())
-            await rig.watch.watch_step()
+    looked = await looks_within(rig, 3)
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(look)
-        await rig.bench.advance(3, step=0.05)
-        group.cancel_scope.cancel()
-
-    assert lots_at == pytest.approx([0.0, 0.0, 0.0, 0.5], abs=0.06)
+    assert looked[:4] == pytest.approx([0.0, 0.0, 0.0, 0.5], abs=0.06)
+    assert rig.store.lots == []
 
 
 @pytest.mark.parametrize("poll_interval", [0.1, 5.0])

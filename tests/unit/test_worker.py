@@ -6,7 +6,7 @@ import anyio
 import msgspec
 import pytest
 
-from eventflow import JobContext, JobState, RetryPolicy, WorkerId
+from eventflow import JobContext, JobState, ManualClock, RetryPolicy, WorkerId
 from eventflow.jobs import ClaimBatch, InMemoryJobStore, Interest, JobRecord, WorkerRecord
 from tests.unit.bench import Act, Bench, forever, others_rest, raising
 
@@ -140,6 +140,37 @@ async def test_stop_gives_back_what_does_not_end_in_time() -> None:
     records = await bench.store.find()
     assert {record.state for record in records} == {JobState.WAITING}
     assert [record.attempt for record in records] == [0, 0]
+
+
+class AnswersLate(InMemoryJobStore):
+    """A claim takes long to commit, after it has read the clock."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.clock = clock
+
+    async def claim(
+        self, worker_id: WorkerId, interest: Interest, *, ready: int, ahead: int, horizon_us: int, parked: bool = False
+    ) -> ClaimBatch:
+        batch = await super().claim(worker_id, interest, ready=ready, ahead=ahead, horizon_us=horizon_us, parked=parked)
+        await self.clock.sleep(0.1)
+        return batch
+
+
+async def test_job_is_not_as_late_as_the_answer_to_its_claim() -> None:
+    """The worker asks for the time once more before it is due; looks at the store do not help here."""
+    started: list[float] = []
+
+    async def note(context: JobContext) -> None:
+        started.append(bench.clock.monotonic())
+
+    bench = Bench(behaviour=note, store=AnswersLate)
+    await bench.scheduler.schedule(Act(), delay=timedelta(seconds=1))
+
+    async with bench.working(tick_interval=600.0):
+        await bench.advance(1.5, step=0.002)
+
+    assert started == [pytest.approx(1.0, abs=0.01)]
 
 
 class AnswersNever(InMemoryJobStore):

@@ -2,12 +2,10 @@
 
 import time
 
-from benchmarks.suite.measures.figures import LIMIT_SECONDS, Figures, until_started
+from benchmarks.suite.measures.figures import FIRST_SECONDS, LIMIT_SECONDS, LOOK_SECONDS, Figures, until_started
 from benchmarks.suite.stage import ContestantError, Stage
 
 FEW = 10_000
-FIRST_SECONDS = 60.0
-"""How long the first job may take to start."""
 KNOWN, UNKNOWN = "Tick", "Tock"
 AUTOVACUUM = "ALTER TABLE eventflow.job SET (autovacuum_enabled = {})"
 FILL = """
@@ -79,9 +77,9 @@ async def _drained(stage: Stage, jobs: int) -> Figures:
     await stage.forget_statements()
     async with stage.workers(begin=False) as [worker]:
         worker.begin()
-        await until_started([worker], 1, seconds=FIRST_SECONDS, every=0.005)
+        await until_started([worker], 1, seconds=FIRST_SECONDS, every=LOOK_SECONDS)
         began = time.monotonic()
-        await until_started([worker], jobs, seconds=LIMIT_SECONDS, every=0.005)
+        await until_started([worker], jobs, seconds=LIMIT_SECONDS, every=LOOK_SECONDS)
         rate = worker.started / (time.monotonic() - began)
     claims = await stage.database.fetchrow(CLAIMS)
     if claims is None or not claims["jobs"]:

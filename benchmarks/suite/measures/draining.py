@@ -4,12 +4,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from benchmarks.suite.measures.figures import LIMIT_SECONDS, Figures, until_started
+from benchmarks.suite.measures.figures import FIRST_SECONDS, LIMIT_SECONDS, LOOK_SECONDS, Figures, until_started
 from benchmarks.suite.stage import Stage, WorkerProcess
 
 BATCH = 1000
-FIRST_SECONDS = 30.0
-"""How long the first job may take to start."""
 
 
 async def drain(stage: Stage, *, workers: int, count: int | None = None, loop: str = "uvloop") -> Figures:
@@ -44,9 +42,9 @@ async def _drained(stage: Stage, processes: Sequence[WorkerProcess], jobs: int) 
     """When the last had ended, and how many that is."""
     await until_started(processes, 1, seconds=FIRST_SECONDS)
     until = time.monotonic() + LIMIT_SECONDS
-    await until_started(processes, jobs, seconds=LIMIT_SECONDS, every=0.005)
+    await until_started(processes, jobs, seconds=LIMIT_SECONDS, every=LOOK_SECONDS)
     if stage.entry.unfinished is None:
         return time.monotonic(), min(jobs, sum(process.started for process in processes))
     while (left := await stage.unfinished()) and time.monotonic() < until:
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(LOOK_SECONDS)
     return time.monotonic(), jobs - left

@@ -10,6 +10,10 @@ from benchmarks.suite.stage import WorkerProcess
 Figures = dict[str, float]
 LIMIT_SECONDS = 20.0
 """A cell stops after so long, and counts what it did."""
+FIRST_SECONDS = 30.0
+"""How long the first job may take to start."""
+LOOK_SECONDS = 0.005
+"""Between two looks at a counter in memory, which tells nobody when it changes."""
 REST_SECONDS = 3.0
 """A worker that is ready still looks around and prepares statements; nothing tells when it has come to rest."""
 

@@ -5,7 +5,9 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.suite.measures.figures import (
+    FIRST_SECONDS,
     LIMIT_SECONDS,
+    LOOK_SECONDS,
     REST_SECONDS,
     Figures,
     lags_of,
@@ -15,9 +17,6 @@ from benchmarks.suite.measures.figures import (
 from benchmarks.suite.stage import Stage, WorkerProcess
 
 BATCH = 10_000
-FIRST_SECONDS = 30.0
-"""How long the first job may take to start."""
-LOOK_SECONDS = 0.01
 SHARE = 0.1
 """Of the jobs: the first and the last of them are looked at."""
 IDLE = "benchmarks.contestants.ours:Elsewhere"

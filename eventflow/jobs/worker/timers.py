@@ -21,11 +21,11 @@ FINE_SHARE = 0.1
 NEAR_SECONDS = 0.02
 """So long before a job is ready, the store's time is asked for once more."""
 SHARP_SECONDS = 0.0005
-"""If it is known better than that, it is not."""
+"""Unless it is known as well as that."""
 DISTANT_SECONDS = 0.002
-"""A store that takes longer to answer is asked"""
+"""A store that takes longer to answer tells little more than a claim does."""
 RARELY_SECONDS = 1.0
-"""only so often."""
+"""The least time between two questions to such a store."""
 
 
 class Timers:
