@@ -23,7 +23,8 @@ class Entry:
         python: The oldest version it runs on.
         server: What it stands on.
         caveat: What it does less than the others.
-        lacks: Measures it cannot take part in.
+        lacks: Measures it has no part in: it cannot, or would only repeat another's.
+        repeats: How often it plays at most; once is enough for orientation.
     """
 
     name: str
@@ -37,3 +38,4 @@ class Entry:
     server: str = "postgres"
     caveat: str = ""
     lacks: frozenset[str] = frozenset()
+    repeats: int = 3

@@ -99,6 +99,7 @@ PEERS: tuple[Entry, ...] = (
         backlog=10_000,
         bulk=30_000,
         server="redis",
+        repeats=1,
         caveat=f"{NOT_DURABLE}; due times are whole seconds, here the next, and are looked for every second",
     ),
     Entry(
@@ -111,6 +112,7 @@ PEERS: tuple[Entry, ...] = (
         backlog=10_000,
         bulk=30_000,
         server="redis",
+        repeats=1,
         caveat=f"{NOT_DURABLE}; polls, by default so that a job waits 0.25 s",
     ),
 )

@@ -88,7 +88,7 @@ def _add(standing: Standing, entry: Entry, task: Task, turns: Sequence[Result]) 
         if notes:
             standing.notes[task.name] = notes
     elif task.measure in entry.lacks:
-        standing.absent[task.name] = "it does not do this"
+        standing.absent[task.name] = "it does not do this, or just as the row above"
     else:
         reasons = [_last_line(turn.missing) for turn in turns]
         standing.absent[task.name] = reasons[-1] if reasons else "not part of this run"
