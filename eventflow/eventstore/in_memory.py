@@ -67,6 +67,17 @@ class InMemoryEventStore:
         refuse_connection(connection)
         self.write(changes)
 
+    def check(self, changes: Changes, *, job_id: JobId | None = None) -> None:
+        """Refuse what cannot be written, as :meth:`append` does."""
+        stream, receipt = changes.stream, changes.receipt
+        if stream is not None and changes.events and self.version_of(stream) != changes.expected_version:
+            raise OptimisticConcurrencyError(stream, changes.expected_version)
+        fires = changes.fires
+        if fires is not None and (job_id is None or self._deadlines.get(fires) != job_id):
+            raise DeadlinePassedError(fires.stream, fires.name)
+        if receipt is not None and receipt.key in self._receipts:
+            raise receipt.key.duplicate()
+
     def write(self, changes: Changes, *, job_id: JobId | None = None) -> list[JobId]:
         """
         What :meth:`append` does, at once.
@@ -78,7 +89,7 @@ class InMemoryEventStore:
         Returns:
             The jobs of deadlines that were replaced or cancelled.
         """
-        self._check(changes, job_id)
+        self.check(changes, job_id=job_id)
         if changes.receipt is not None:
             self._receipts[changes.receipt.key] = changes.receipt.result
         if changes.fires is not None:
@@ -106,16 +117,6 @@ class InMemoryEventStore:
             raise ForeignCursorError(start, len(self._all))
         events = self._all[start : start + limit]
         return Page(events, str(start + len(events)), is_last=start + len(events) == len(self._all))
-
-    def _check(self, changes: Changes, job_id: JobId | None) -> None:
-        stream, receipt = changes.stream, changes.receipt
-        if stream is not None and changes.events and self.version_of(stream) != changes.expected_version:
-            raise OptimisticConcurrencyError(stream, changes.expected_version)
-        fires = changes.fires
-        if fires is not None and (job_id is None or self._deadlines.get(fires) != job_id):
-            raise DeadlinePassedError(fires.stream, fires.name)
-        if receipt is not None and receipt.key in self._receipts:
-            raise receipt.key.duplicate()
 
     def _add_events(self, changes: Changes, stream: StreamId) -> None:
         present = self._streams.setdefault(stream, [])

@@ -28,6 +28,7 @@ class InMemoryCommits:
         if ends is not None and claim is not None and not self._jobs.holds(ends.worker_id, claim):
             raise ClaimLostError(claim.id, claim.claim_no)
         step, job_id = changes.step, None if claim is None else claim.id
+        self._events.check(changes, job_id=job_id)  # first of all: whoever is in conflict may tell of the same events
         if step is not None and step.following is None and self._events.version_of(step.stream) > step.stream_version:
             raise StreamGrownError
         added, moved = self._in_line(changes, jobs, job_id)

@@ -13,6 +13,7 @@ from eventflow.errors import (
 )
 from eventflow.eventstore import EventId, EventMetadata, History, NewEvent
 from tests.support.event_stores import EventStores, changes, receipt, receipt_key, snapshot, stream
+from tests.support.job_stores import new_job
 
 
 async def test_events_are_loaded_as_they_were_appended(stores: EventStores) -> None:
@@ -133,6 +134,15 @@ async def test_a_conflict_comes_before_a_duplicate(stores: EventStores) -> None:
 
     with pytest.raises(OptimisticConcurrencyError):
         await stores.append(order, "1", receipt=receipt(order, "pay"))
+
+
+async def test_a_conflict_comes_before_a_job_that_is_there(stores: EventStores) -> None:
+    """Jobs of subscribers are named after their event: who has lost the race for its number brings the same ones."""
+    order, job = stream(), new_job()
+    await stores.commits.commit(changes(order, "1"), [job])
+
+    with pytest.raises(OptimisticConcurrencyError):
+        await stores.commits.commit(changes(order, "1"), [job])
 
 
 async def test_an_operation_at_the_same_time_is_done_once(stores: EventStores) -> None:
