@@ -219,18 +219,34 @@ async def open_app(
     rng: Random | None,
     **database_options: Any,
 ) -> AsyncGenerator[App]:
-    """Put an application together, open what it needs, and close it in reverse; see :meth:`EventFlow.open`."""
-    clock, rng, services = clock or SystemClock(), rng or Random(), Services()
+    """Open what an application needs, put it together, and close it in reverse; see :meth:`EventFlow.open`."""
+    clock, rng = clock or SystemClock(), rng or Random()
     address = dsn or os.environ.get("EVENTFLOW_DSN")
     if not address:
         raise EventFlowError(
             "no database: set EVENTFLOW_DSN, pass flow.open(dsn), or say flow.open('memory:') to keep jobs in memory"
         )
     encoder = JobEncoder(model.definitions)
+    async with (
+        open_backend(address, encoder, clock=clock, rng=rng, **database_options) as backend,
+        compose(model, lifespans, backend, encoder=encoder, clock=clock, rng=rng) as app,
+    ):
+        yield app
+
+
+@asynccontextmanager
+async def compose(
+    model: Model,
+    lifespans: Sequence[Callable[[Services], AbstractAsyncContextManager[None]]],
+    backend: Backend,
+    *,
+    encoder: JobEncoder,
+    clock: Clock,
+    rng: Random,
+) -> AsyncGenerator[App]:
+    """Put an application together over a backend that is open, and enter its lifespans."""
+    services = Services()
     async with AsyncExitStack() as stack:
-        backend = await stack.enter_async_context(
-            open_backend(address, encoder, clock=clock, rng=rng, **database_options)
-        )
         dispatcher = EventDispatcher(
             model.subscriptions,
             definitions=model.events,
