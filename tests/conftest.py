@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from eventflow.devdb import EmbeddedPostgres, cached_template
+from reliability.rig.transitions import Transitions
 from tests.support.containers import postgres_container
 from tests.support.postgres import Database, PostgresServer
-from tests.support.transitions import Transitions
 
 SERVER_SETTINGS = {"shared_preload_libraries": "pg_stat_statements", "max_connections": "200"}
 

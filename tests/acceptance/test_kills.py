@@ -8,9 +8,9 @@ from random import Random
 
 from eventflow import JobState
 from eventflow.postgres import Connection
+from reliability.rig.transitions import Transitions
 from tests.acceptance.shop import Record, flow
 from tests.acceptance.workers import crew
-from tests.support.transitions import Transitions
 from tests.support.waiting import eventually
 
 

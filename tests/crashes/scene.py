@@ -12,11 +12,11 @@ from eventflow import App, JobId, WorkerId
 from eventflow.jobs import ClaimedJob, Interest, Outcome, Peer, Settlement, WorkerRecord
 from eventflow.postgres import Connection, PostgresJobStore, connector
 from eventflow.scheduling import Due
+from reliability.rig.transitions import Transitions
 from tests.crashes.application import CREATE_TABLES, flow
 from tests.crashes.processes import LISTENING, ForkedProcess, command_line
 from tests.support.job_stores import ERROR
 from tests.support.postgres import Database
-from tests.support.transitions import Transitions
 from tests.support.waiting import eventually
 
 KNOWN = Interest(None, ("Plain", "Flaky", "Brief"), (1, 1, 1))

@@ -10,9 +10,9 @@ import asyncpg
 import msgspec
 
 from eventflow import JobId, WorkerId
+from reliability.rig.transitions import Transition
 from tests.crashes.scene import InconclusiveError, Kill, Scene, wait_until
 from tests.crashes.states import End
-from tests.support.transitions import Transition
 
 ENDED = {"succeeded", "ignored", "cancelled", "dead"}
 LEGAL = {

@@ -16,6 +16,8 @@ from eventflow import (
     PublishCommandJob,
     WorkerSettings,
 )
+from reliability.rig.proxy import Proxy
+from reliability.rig.transitions import Transitions
 from tests.support.journal import ended, query
 from tests.support.ledgers import (
     Announce,
@@ -28,8 +30,6 @@ from tests.support.ledgers import (
     take_all,
     written,
 )
-from tests.support.proxy import Proxy
-from tests.support.transitions import Transitions
 from tests.support.waiting import eventually, until
 
 ONCE = ["waiting", "running", "succeeded"]

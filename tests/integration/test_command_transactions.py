@@ -9,6 +9,7 @@ import pytest
 
 from eventflow import App, DomainError, DuplicateOperationError, OptimisticConcurrencyError
 from eventflow.postgres import Connection
+from reliability.rig.transitions import Transitions
 from tests.support.journal import ended, query
 from tests.support.ledgers import (
     Deposit,
@@ -22,7 +23,6 @@ from tests.support.ledgers import (
     write_row,
     written,
 )
-from tests.support.transitions import Transitions
 from tests.support.waiting import eventually, until
 
 LEDGER = LedgerId("ledger-0192f0c1-0000-7000-8000-000000000001")

@@ -11,8 +11,8 @@ from eventflow import JobState, LeaseLostError, WorkerId
 from eventflow.jobs import ClaimBatch, ClaimedJob, Outcome, Peer, Settlement, WorkerRecord
 from eventflow.postgres import Connection, PostgresJobStore, connector
 from eventflow.postgres.statements import statement
+from reliability.rig.transitions import Transitions
 from tests.support.job_stores import ERROR, interest, new_job
-from tests.support.transitions import Transitions
 from tests.support.waiting import eventually, waits_for_lock
 
 ENDS = (Outcome.SUCCEEDED, Outcome.RETRY, Outcome.RELEASED, Outcome.DEAD, Outcome.CANCELLED)

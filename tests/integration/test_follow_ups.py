@@ -17,8 +17,8 @@ from eventflow import (
     RetryPolicy,
     StandaloneCommand,
 )
+from reliability.rig.transitions import Transitions
 from tests.support.journal import Journal, Note, count_jobs, ended, flow_of
-from tests.support.transitions import Transitions
 
 
 class OrderId(Identity):

@@ -23,9 +23,9 @@ from eventflow import (
 )
 from eventflow.postgres import Lane, connector
 from eventflow.postgres.connection import SILENCE_SECONDS
+from reliability.rig.proxy import Proxy
+from reliability.rig.transitions import Transitions
 from tests.support.journal import Hold, Journal, Note, count_jobs, ended, flow_of, query
-from tests.support.proxy import Proxy
-from tests.support.transitions import Transitions
 from tests.support.waiting import eventually, until
 
 CLOCK = SystemClock()

@@ -3,8 +3,8 @@
 from uuid import uuid4
 
 from eventflow import JobState, WorkerId, WorkerSettings
+from reliability.rig.transitions import Transitions
 from tests.support.journal import Hold, Journal, Note, ended, flow_of, in_state, query
-from tests.support.transitions import Transitions
 from tests.support.waiting import eventually
 
 SHORT_LEASE = WorkerSettings(heartbeat_interval=0.1, fence_after=0.3, lease_duration=0.8, tick_interval=0.2)

@@ -27,8 +27,8 @@ from eventflow import (
 )
 from eventflow.postgres import Connection
 from eventflow.postgres.transactions import atomic
-from tests.support.proxy import Proxy
-from tests.support.transitions import Transitions
+from reliability.rig.proxy import Proxy
+from reliability.rig.transitions import Transitions
 from tests.support.waiting import eventually, until
 
 HOUR = timedelta(hours=1)

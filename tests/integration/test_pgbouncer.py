@@ -26,10 +26,10 @@ from eventflow import (
     WorkerSettings,
 )
 from eventflow.postgres import Connection, Lane, connector
+from reliability.rig.transitions import Transitions
 from tests.support.journal import Hold, Journal, Note, ended, flow_of, in_state, query
 from tests.support.pgbouncer import PgBouncer, needs_pgbouncer, pgbouncer
 from tests.support.postgres import Database
-from tests.support.transitions import Transitions
 from tests.support.waiting import eventually, until
 
 pytestmark = needs_pgbouncer

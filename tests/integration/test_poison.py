@@ -21,11 +21,11 @@ from eventflow.cli.exits import ExitCode
 from eventflow.cli.jobs import JobCommands
 from eventflow.cli.terminal import Terminal
 from eventflow.jobs import Peer
+from reliability.rig.transitions import Transitions
 from tests.support.job_stores import PostgresDriver
 from tests.support.journal import Hold, Journal, Note, ended, flow_of, in_state, query
 from tests.support.poison import Carry, Fussy, all_can_be_seen, digits, drop_checks, levels
 from tests.support.postgres import Database
-from tests.support.transitions import Transitions
 from tests.support.waiting import eventually
 
 UNREADABLE = [

@@ -9,9 +9,9 @@ import anyio
 import pytest
 
 from eventflow import App, CommandContext, EventFlow, Job, JobContext, JobId, JobState, RetryPolicy, StandaloneCommand
+from reliability.rig.transitions import Transitions
 from tests.support.journal import Journal, Note, ended, flow_of, query
 from tests.support.poison import all_can_be_seen
-from tests.support.transitions import Transitions
 
 ONCE = RetryPolicy(max_attempts=1)
 

@@ -17,8 +17,8 @@ from eventflow import (
     SystemClock,
     WorkerSettings,
 )
+from reliability.rig.transitions import Transitions
 from tests.support.journal import Hold, Journal, Note, ended, flow_of, in_state
-from tests.support.transitions import Transitions
 from tests.support.waiting import until
 
 AT_ONCE = RetryPolicy(max_attempts=3, base=timedelta(0))

@@ -9,8 +9,8 @@ import pytest
 
 from eventflow import InvalidScheduleError, JobState, RetryPolicy, WorkerSettings
 from eventflow.jobs import Notify
+from reliability.rig.transitions import Transitions
 from tests.support.journal import Hold, Journal, Note, count_jobs, duplicates, ended, flow_of, query
-from tests.support.transitions import Transitions
 
 
 class RollBackError(Exception):

@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from eventflow import App, JobState, WorkerSettings
+from reliability.rig.transitions import Transitions
 from tests.support.journal import Hold, Journal, Note, ended, flow_of, in_state, query
-from tests.support.transitions import Transitions
 from tests.support.waiting import until
 
 

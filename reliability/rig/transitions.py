@@ -18,6 +18,7 @@ CREATE TABLE watched.change (
     entered_state text,
     attempt integer NOT NULL,
     claim_no integer NOT NULL,
+    crashes integer NOT NULL,
     worker_id uuid,
     transaction xid8 NOT NULL DEFAULT pg_current_xact_id(),
     at timestamptz NOT NULL DEFAULT clock_timestamp()
@@ -31,10 +32,11 @@ DECLARE
     shown jsonb := coalesce(after, before);
     state text := coalesce(shown ->> 'state', TG_ARGV[0]);
 BEGIN
-    INSERT INTO watched.change (job_id, left_state, entered_state, attempt, claim_no, worker_id)
+    INSERT INTO watched.change (job_id, left_state, entered_state, attempt, claim_no, crashes, worker_id)
     VALUES (
         (shown ->> 'id')::uuid, CASE WHEN before IS NOT NULL THEN state END, CASE WHEN after IS NOT NULL THEN state END,
-        (shown ->> 'attempt')::integer, (shown ->> 'claim_no')::integer, (shown ->> 'worker_id')::uuid);
+        (shown ->> 'attempt')::integer, (shown ->> 'claim_no')::integer,
+        (shown ->> 'crashes')::integer, (shown ->> 'worker_id')::uuid);
     RETURN NULL;
 END
 $$;
@@ -52,7 +54,8 @@ CREATE VIEW watched.transition AS
 SELECT
     min(number) AS number, job_id, min(left_state) AS left_state, min(entered_state) AS entered_state,
     max(attempt) FILTER (WHERE entered_state IS NOT NULL) AS attempt_after, min(attempt) AS attempt_least,
-    max(claim_no) AS claim_no, (array_agg(worker_id) FILTER (WHERE worker_id IS NOT NULL))[1] AS worker_id,
+    max(claim_no) AS claim_no, max(crashes) AS crashes,
+    (array_agg(worker_id) FILTER (WHERE worker_id IS NOT NULL))[1] AS worker_id,
     transaction, min(at) AS at
 FROM watched.change GROUP BY job_id, transaction;
 """
@@ -66,6 +69,7 @@ class Transition(msgspec.Struct, frozen=True):
         left: The state before; ``None``: the job is new.
         entered: The state after; ``None``: no trace of it was kept.
         attempt: Attempts used after it (before it, if nothing is kept).
+        crashes: Deaths of its workers counted after it.
         worker_id: Who held or takes the job; ``None``: nobody.
         at: The database's ``clock_timestamp()``.
     """
@@ -75,6 +79,7 @@ class Transition(msgspec.Struct, frozen=True):
     entered: str | None
     attempt: int
     claim_no: int
+    crashes: int
     worker_id: WorkerId | None
     transaction: int
     at: datetime
@@ -121,7 +126,7 @@ class Transitions:
         try:
             rows = await connection.fetch(
                 "SELECT job_id, left_state, entered_state, coalesce(attempt_after, attempt_least) AS attempt, claim_no,"
-                f" worker_id, transaction::text::bigint AS transaction, at FROM watched.transition {condition}"
+                f" crashes, worker_id, transaction::text::bigint AS transaction, at FROM watched.transition {condition}"
                 " ORDER BY number",
                 *args,
             )
@@ -134,6 +139,7 @@ class Transitions:
                 row["entered_state"],
                 row["attempt"],
                 row["claim_no"],
+                row["crashes"],
                 None if row["worker_id"] is None else WorkerId.of(str(row["worker_id"])),
                 row["transaction"],
                 row["at"],

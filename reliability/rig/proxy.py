@@ -27,6 +27,8 @@ class Proxy:
         self._links: set[_Link] = set()
         self._held: tuple[bool, bool] = (False, False)
         self._refusing = False
+        self.delay = 0.0
+        """Seconds by which everything comes later, on each way."""
         self.accepted = 0
         """Connections made so far."""
         self.cuts = 0
@@ -61,11 +63,15 @@ class Proxy:
         """New connections pass; those that were held stay silent for ever."""
         self._held = (False, False)
 
+    def reset(self) -> None:
+        """Cut every connection."""
+        for link in tuple(self._links):
+            link.cut()
+
     def refuse(self, refusing: bool) -> None:
         """Cut every connection, and each new one at once; or no longer."""
         self._refusing = refusing
-        for link in tuple(self._links):
-            link.cut()
+        self.reset()
 
     @asynccontextmanager
     async def serve(self) -> AsyncGenerator[str]:
@@ -82,7 +88,11 @@ class Proxy:
         async with client:
             if self._refusing:
                 return
-            async with await self._open_server() as server:
+            try:
+                opened = await self._open_server()
+            except OSError:
+                return  # the server is away
+            async with opened as server:
                 link = _Link(self, client, server)
                 link.hold(*self._held)
                 self._links.add(link)
@@ -149,13 +159,18 @@ class _Link:
         with suppress(*ENDED):
             while True:
                 data = await self._client.receive()
-                await self._requests.passage()
+                await self._pass(self._requests)
                 if self._proxy.take_marked(data):
                     if not self._proxy.marked_arrives:
                         await self._cut_off_client(data)
                     self._is_cut = True  # before it is sent: its answer must not slip through
                 await self._server.send(data)
         self.cut()
+
+    async def _pass(self, gate: "_Gate") -> None:
+        if self._proxy.delay:
+            await anyio.sleep(self._proxy.delay)
+        await gate.passage()
 
     async def _cut_off_client(self, data: bytes) -> None:
         self._proxy.cuts += 1
@@ -167,7 +182,7 @@ class _Link:
         with suppress(*ENDED):
             while True:
                 data = await self._server.receive()
-                await self._answers.passage()
+                await self._pass(self._answers)
                 if self._is_cut:  # the server has answered, so it has done what it was asked
                     self._proxy.cuts += 1
                     break

@@ -1,0 +1,1 @@
+"""Proof under faults: a simulator, and one checker for what it shows."""

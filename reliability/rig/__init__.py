@@ -1,0 +1,1 @@
+"""Real processes on a real Postgres, and what goes wrong between them."""
