@@ -261,6 +261,9 @@ def _held_snapshot() -> Iterator[Bar]:
         yield Bar(f"drain under a held snapshot, end / fresh, {what}", end, fresh, at_least=0.9, unit="/s")
         end, fresh = (of(name, task, f"{when}_pickup_p50_ms", by=when) for when in ("end", "fresh"))
         yield Bar(f"pickup under a held snapshot, p50, end / fresh, {what}", end, fresh, at_most=1.5, unit="ms")
+    end = of(KEPT, "held-snapshot", "end_per_second", by="under a snapshot")
+    without = of(KEPT, "no-snapshot", "end_per_second", by="without")
+    yield Bar("drain, end, under a held snapshot / without one, kept", end, without, at_least=0.9, unit="/s")
 
 
 def _deep_backlog() -> Iterator[Bar]:

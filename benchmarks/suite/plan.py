@@ -86,6 +86,7 @@ TASKS = (
         only=OURS[:1],
         repeats=1,
     ),
+    Task("no-snapshot", "held_snapshot", {"count": 1_000_000, "idle": 16, "held": False}, only=OURS[:1], repeats=1),
     Task("held-snapshot-300k", "held_snapshot", {"count": 300_000, "seconds": 45}, only=CHURNED_PEERS, repeats=1),
     Task("deep-backlog", "deep_backlog", {"waiting": 10_000_000, "turns": "fm++ff"}, only=(OURS[0], RAW[1]), repeats=1),
     Task("unknown-at-head", "deep_backlog", {"unknown": 100_000}, only=OURS[:1], repeats=1),

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from benchmarks.suite.measures.figures import (
     FIRST_SECONDS,
@@ -24,7 +25,7 @@ IDLE = "benchmarks.contestants.ours:Elsewhere"
 
 
 async def held_snapshot(stage: Stage, *, count: int, idle: int = 0, way: str | None = None, pickups: int = 100,
-                        rest: float = REST_SECONDS, seconds: float = 60.0) -> Figures:  # fmt: skip
+                        rest: float = REST_SECONDS, held: bool = True, seconds: float = 60.0) -> Figures:  # fmt: skip
     """
     No-op jobs that one worker drains while a reader holds its snapshot; rates by starts.
 
@@ -37,6 +38,7 @@ async def held_snapshot(stage: Stage, *, count: int, idle: int = 0, way: str | N
         way: How the contestant works, other than in other measures.
         pickups: Jobs that are timed.
         rest: Seconds that workers have before that.
+        held: False: nobody holds a snapshot, to see what else changes while so many jobs pass.
         seconds: How long the jobs may take to get there, and how long to pass: then those count that have.
     """
     async with stage.workers(idle, way=IDLE):
@@ -47,12 +49,12 @@ async def held_snapshot(stage: Stage, *, count: int, idle: int = 0, way: str | N
         jobs = made["count"] + 1  # the producer's first
         await stage.database.execute("VACUUM ANALYZE")
         await stage.database.execute("CHECKPOINT")
-        async with stage.database.transaction(isolation="repeatable_read", readonly=True):
+        async with stage.database.transaction(isolation="repeatable_read", readonly=True) if held else nullcontext():
             await stage.database.fetchval("SELECT count(*) FROM pg_class")  # the snapshot is taken by the first query
-            async with stage.workers(way=way, begin=False, timed_from=count) as held:
-                passed = await _passed(held[0], jobs, seconds)
+            async with stage.workers(way=way, begin=False, timed_from=count) as crew:
+                passed = await _passed(crew[0], jobs, seconds)
                 all_passed = passed[-1][1] >= jobs
-                called = await _single_jobs(stage, held, count, pickups if all_passed else 0, rest)
+                called = await _single_jobs(stage, crew, count, pickups if all_passed else 0, rest)
     fresh_rate, end_rate = _rates(passed)
     return {
         "fresh_per_second": fresh_rate,
@@ -60,7 +62,7 @@ async def held_snapshot(stage: Stage, *, count: int, idle: int = 0, way: str | N
         "ratio": end_rate / fresh_rate,
         "jobs": passed[-1][1],
         **milliseconds("fresh_pickup", before),
-        **milliseconds("end_pickup", lags_of(called, held)),
+        **milliseconds("end_pickup", lags_of(called, crew)),
     }
 
 
