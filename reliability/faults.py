@@ -1,0 +1,40 @@
+"""The faults: one vocabulary for the simulator, the rig and the reports."""
+
+from enum import Enum
+
+
+class Fault(Enum):
+    """
+    What is made to fail.
+
+    Those of processes concern one worker or producer, those of the server everybody.
+    """
+
+    KILL = "kill"
+    """SIGKILL of a process; another is started later."""
+    FREEZE = "freeze"
+    """SIGSTOP, and SIGCONT later."""
+    STOP = "stop"
+    """SIGTERM of a worker; another is started later."""
+    BLOCK = "block"
+    """A handler keeps the event loop of its worker busy."""
+    CUT = "cut"
+    """A process's packets are lost, both ways, while its connections stay open."""
+    RESET = "reset"
+    """A process's connections all break, whatever is under way."""
+    SLOW = "slow"
+    """A process's network is many times slower."""
+    REFUSE = "refuse"
+    """The server refuses some calls of a process."""
+    LOSE = "lose"
+    """The server carries out some calls of a process, and their connection breaks before the answer."""
+    DEAFEN = "deafen"
+    """The server has dropped the session in which a process listens, and the process has not heard of it."""
+    RESTART = "restart"
+    """The server ends all sessions and is away for a while."""
+    SET_CLOCK = "set_clock"
+    """The server's clock is set."""
+
+
+HARMLESS = {Fault.RESET, Fault.STOP, Fault.SET_CLOCK}
+"""Those that are no reason to take a worker for dead."""

@@ -1,0 +1,43 @@
+"""Results that are kept, by commit, so that what several runs have shown adds up."""
+
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ROOT = Path(__file__).parents[1]
+REPORTS = ROOT / "reports"
+
+
+def commit() -> str:
+    """The commit that is checked out, in short; with a plus if something has been changed since."""
+    name = _git("rev-parse", "--short=10", "HEAD")
+    return name + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def commit_number() -> int:
+    """A number that is another one for each commit."""
+    return int(_git("rev-parse", "HEAD")[:7] or "0", 16)
+
+
+def keep(kind: str, results: Iterable[Mapping[str, Any]]) -> None:  # Any: plain values
+    """Add results to ``reports/<kind>.jsonl``, with the commit and the day."""
+    REPORTS.mkdir(exist_ok=True)
+    about = {"commit": commit(), "day": datetime.now(UTC).date().isoformat()}
+    with (REPORTS / f"{kind}.jsonl").open("ab") as file:
+        for result in results:
+            file.write(msgspec.json.encode(about | dict(result)) + b"\n")
+
+
+def kept(kind: str) -> list[dict[str, Any]]:
+    """What has been kept, oldest first."""
+    path = REPORTS / f"{kind}.jsonl"
+    return msgspec.json.Decoder(dict[str, Any]).decode_lines(path.read_bytes()) if path.exists() else []
+
+
+def _git(*arguments: str) -> str:
+    found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip()

@@ -1,0 +1,150 @@
+"""What a run consists of: who works, what is asked, and what fails when. A seed makes one."""
+
+from random import Random
+
+import msgspec
+
+from reliability.faults import Fault
+
+HORIZON_SECONDS = 4.0
+"""Everything is asked and begins to fail within this."""
+ON_PROCESSES = (
+    *(Fault.KILL, Fault.KILL, Fault.FREEZE, Fault.STOP, Fault.CUT, Fault.RESET),
+    *(Fault.SLOW, Fault.REFUSE, Fault.LOSE, Fault.LOSE, Fault.DEAFEN),
+)
+ON_THE_SERVER = (Fault.RESTART, Fault.SET_CLOCK)
+
+
+class WorkerPlan(msgspec.Struct, frozen=True):
+    """
+    A worker's process.
+
+    Attributes:
+        rate: How much faster its monotonic clock runs.
+        ahead: Seconds by which its wall clock is ahead.
+        is_new: It knows all jobs.
+    """
+
+    rate: float = 1.0
+    ahead: float = 0.0
+    is_new: bool = True
+    concurrency: int = 4
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a producer does.
+
+    Attributes:
+        at: Seconds from the beginning.
+        what: ``work``, ``news``, ``deposit`` (scheduled), ``publish`` (a deposit, at once), ``cancel`` or ``move`` (of
+            the job with this number).
+        delay: Seconds until it is due.
+    """
+
+    at: float
+    producer: int
+    number: int
+    what: str
+    delay: float = 0.0
+    nap: float = 0.0
+    block: float = 0.0
+    failures: int = 0
+    children: tuple[int, ...] = ()
+    is_deadly: bool = False
+    account: int = 0
+
+
+class PlannedFault(msgspec.Struct, frozen=True):
+    """
+    What fails.
+
+    Attributes:
+        target: Number of the process, first workers, then producers.
+        seconds: How long it lasts, or by how much the clock is set.
+        amount: How many calls, or how many times slower.
+    """
+
+    at: float
+    fault: Fault
+    target: int
+    seconds: float
+    amount: int
+
+
+class Scenario(msgspec.Struct, frozen=True):
+    """A run, but for its latencies, which follow from its seed."""
+
+    seed: int
+    workers: tuple[WorkerPlan, ...]
+    producers: int
+    asks: tuple[Ask, ...]
+    faults: tuple[PlannedFault, ...]
+
+
+def scenario(seed: int) -> Scenario:
+    """The scenario of a seed."""
+    rng = Random(seed)
+    workers = tuple(_worker(rng, is_first=number == 0) for number in range(rng.randint(2, 3)))
+    producers = rng.randint(1, 2)
+    asks = _asks(rng, producers)
+    return Scenario(seed, workers, producers, asks, _faults(rng, len(workers), producers))
+
+
+def _worker(rng: Random, *, is_first: bool) -> WorkerPlan:
+    return WorkerPlan(
+        rate=1 + rng.uniform(-4e-4, 4e-4),
+        ahead=rng.choice((0.0, 0.0, 7200.0, -7200.0)),
+        is_new=is_first or rng.random() < 0.8,
+        concurrency=rng.choice((1, 2, 4, 8)),
+    )
+
+
+def _asks(rng: Random, producers: int) -> tuple[Ask, ...]:
+    asks: list[Ask] = []
+    count = rng.randint(4, 14)
+    bursts = [rng.uniform(0, HORIZON_SECONDS * 0.7) for _ in range(3)]
+    deadly = rng.randrange(count) if rng.random() < 0.04 else -1
+    for number in range(1, count + 1):
+        at = rng.choice(bursts) if rng.random() < 0.5 else rng.uniform(0, HORIZON_SECONDS * 0.8)
+        what = rng.choice(("work", "work", "work", "deposit", "deposit", "publish", "news"))
+        asks.append(
+            Ask(
+                at=at,
+                producer=rng.randrange(producers),
+                number=number,
+                what=what,
+                delay=rng.choice((0.0, 0.0, 0.05, 0.4, 1.0, 2.5)),
+                nap=rng.choice((0.0, 0.0, 0.01, 0.2, 1.5)),
+                block=rng.uniform(0.1, 2.5) if rng.random() < 0.05 else 0.0,
+                failures=rng.choice((0, 0, 0, 1, 2, 5)),
+                children=tuple(1000 * number + child for child in range(rng.choice((0, 0, 0, 1, 2)))),
+                is_deadly=number == deadly + 1 and what == "work",
+                account=rng.randrange(2),
+            )
+        )
+        if rng.random() < 0.15:
+            later = at + rng.choice((0.0, 0.001, 0.1, 1.0))
+            asks.append(
+                Ask(
+                    at=later,
+                    producer=rng.randrange(producers),
+                    number=number,
+                    what=rng.choice(("cancel", "move")),
+                    delay=rng.choice((0.0, 0.5, 1.5)),
+                )
+            )
+    return tuple(sorted(asks, key=lambda ask: ask.at))
+
+
+def _faults(rng: Random, workers: int, producers: int) -> tuple[PlannedFault, ...]:
+    faults: list[PlannedFault] = []
+    for _ in range(rng.randint(1, 6)):
+        fault = rng.choice(ON_THE_SERVER if rng.random() < 0.12 else ON_PROCESSES)
+        targets = workers if fault is Fault.STOP or rng.random() < 0.7 else workers + producers
+        seconds = rng.choice((0.01, 0.3, 1.0, 2.5, 4.0))
+        if fault is Fault.SET_CLOCK:
+            seconds = rng.choice((-3600.0, -1.0, -0.05, 0.05, 1.0, 3600.0))
+        at = rng.uniform(0.02, HORIZON_SECONDS)
+        faults.append(PlannedFault(at, fault, rng.randrange(targets), seconds, rng.choice((1, 1, 2, 5, 200))))
+    return tuple(sorted(faults, key=lambda fault: fault.at))
