@@ -7,6 +7,9 @@ PYTHON ?= python3
 ARGS ?=
 # A part of the benchmarks:       make bench ONLY=drain-1,eventflow
 ONLY ?=
+# One run of a simulation again: make simulate SEED=7; and how many: N=1000
+SEED ?=
+N ?=
 
 BIN    := .venv/bin
 UV     := $(BIN)/uv
@@ -31,7 +34,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-contracts test-integration test-acceptance test-crashes bench bench-smoke lint format types setup lock clean
+.PHONY: help demo test test-unit test-contracts test-integration test-acceptance test-crashes bench bench-smoke simulate chaos mutants lint format types setup lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +66,15 @@ bench: $(READY) ## side by side with peers and the limit; goes on where it stopp
 bench-smoke: $(READY) ## whether the benchmarks work, never how fast; under 2 minutes
 	rm -rf .bench/smoke
 	$(BIN)/python -m benchmarks.suite --smoke --results .bench/smoke
+
+simulate: $(READY) ## workers, producers and faults in virtual time, 20,000 seeds; SEED=n tells the story of one, N=n plays so many
+	$(BIN)/python -m reliability.simulator $(if $(SEED),--seed $(SEED),--seeds $(or $(N),20000))
+
+chaos: $(READY) ## the same with real processes on a real Postgres, 30 schedules; SEED=n plays one, N=n so many
+	$(BIN)/python -m reliability.rig $(if $(SEED),--seed $(SEED),--schedules $(or $(N),30))
+
+mutants: $(READY) ## plant bugs and see who notices; ONLY=name for one, N=n for so many, others with every commit
+	$(BIN)/python -m reliability.mutants $(if $(ONLY),--only '$(ONLY)') $(if $(N),--some $(N))
 
 lint: $(READY) ## style, formatting, and which package may import which
 	$(BIN)/python -m ruff check

@@ -1,4 +1,4 @@
-"""The examples of the page on events do together what the page says."""
+"""Pages: examples do together what the text says, and tables show what has been kept."""
 
 from collections.abc import AsyncGenerator
 from types import ModuleType
@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 
 from eventflow import ManualClock
+from reliability.page import PAGE, page
 from tests.support.examples import module, run_page
 
 
@@ -34,3 +35,10 @@ async def test_order_is_followed_by_its_fulfilment_to_the_end(
     assert parcel.order_id == order_id
     mails = ["thank you for 4200 cents", f"{order_id} is packed"]
     assert sorted(capsys.readouterr().out.splitlines()) == sorted(f"mail: {text}, attempt 1" for text in mails)
+
+
+def test_page_on_reliability_shows_what_has_been_kept() -> None:
+    """``python -m reliability.page`` has been run since."""
+    text = PAGE.read_text(encoding="utf-8")
+
+    assert page(text) == text

@@ -1,0 +1,1 @@
+"""Planted bugs, each of which must be caught."""

@@ -1,0 +1,61 @@
+"""``python -m reliability.page``: makes the tables of ``docs/reliability.md`` from what is in ``reports/``."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from reliability.mutants.catalogue import MUTANTS
+from reliability.reports import ROOT, kept
+
+PAGE = ROOT / "docs/reliability.md"
+
+
+def page(text: str) -> str:
+    """The page with its tables made anew: each stands between ``<!-- name -->`` and ``<!-- end -->``."""
+    for name, lines in {"simulator": _simulator(), "bugs": _bugs()}.items():
+        made = "\n".join(["<!-- " + name + " -->", "", *lines, "", "<!-- end -->"])
+        text, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"{PAGE} has {count} places for the table of the {name}")
+    return text
+
+
+def _simulator() -> list[str]:
+    runs = kept("simulator")
+    if not runs:
+        return ["Nothing has been kept yet."]
+    figures = ("seeds", "jobs", "faults", "failed")
+    rows = [
+        (run["day"], run["commit"], f"{run['first']:,}", *(f"{run[figure]:,}" for figure in figures)) for run in runs
+    ]
+    total = [f"{sum(run[figure] for run in runs):,}" for figure in figures]
+    return _table(("day", "commit", "first seed", *figures), [*rows, ("all", "", "", *total)])
+
+
+def _bugs() -> list[str]:
+    latest = {result["name"]: result for result in kept("mutants")}
+    known = [(mutant, latest[mutant.name]) for mutant in MUTANTS if mutant.name in latest]
+    rows = [
+        (mutant.name, mutant.path.removeprefix("eventflow/"), result["by"] or "**nothing**", result["how"])
+        for mutant, result in known
+    ]
+    caught = sum(bool(result["by"]) for _, result in known)
+    return [f"{caught} of {len(MUTANTS)} are caught.", "", *_table(("bug", "where", "caught by", "seen"), rows)]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    plain = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return [_row(head), _row(["---"] * len(head)), *map(_row, plain)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main(path: Path = PAGE) -> None:
+    """Rewrite the page."""
+    path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
