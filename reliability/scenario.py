@@ -85,7 +85,7 @@ class Scenario(msgspec.Struct, frozen=True):
 def scenario(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = Random(seed)
-    workers = tuple(_worker(rng, is_first=number == 0) for number in range(rng.randint(2, 3)))
+    workers = tuple(_worker(rng, is_first=number == 0) for number in range(rng.choice((1, 2, 2, 3))))
     producers = rng.randint(1, 2)
     asks = _asks(rng, producers)
     return Scenario(seed, workers, producers, asks, _faults(rng, len(workers), producers))

@@ -42,10 +42,10 @@ IN_PYTHON = (
         after="",
     ),
     Mutant(
-        name="lease-never-fenced",
+        name="lease-fenced-too-late",
         path=WORKER + "lease.py",
-        before="        if left <= 0:\n",
-        after="        if left <= -1e9:\n",
+        before="        left = self._lease.beaten_at + self._fence_after - self._clock.monotonic()\n",
+        after="        left = self._lease.beaten_at + self._fence_after + 1 - self._clock.monotonic()\n",
         caught_by="tests/unit/test_lease.py",
     ),
     Mutant(
@@ -225,7 +225,7 @@ IN_SQL = (
         after="""                FOR UPDATE
             ) AS u
 """,
-        caught_by="tests/contracts/test_job_store_claiming.py tests/integration/test_head_of_line.py",
+        caught_by="tests/integration/test_head_of_line.py",
     ),
     Mutant(
         name="sql-claim-while-being-closed",

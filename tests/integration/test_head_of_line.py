@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 
+import anyio
 import asyncpg
 import pytest
 
 from eventflow import Job, JobContext, WorkerId, WorkerSettings
 from eventflow.jobs import Interest, WorkerRecord
 from eventflow.postgres import Connection, PostgresJobStore, connector
+from eventflow.scheduling import Due
+from tests.support.job_stores import PostgresDriver, after
 from tests.support.journal import Journal, Note, duplicates, ended, flow_of
 from tests.support.waiting import eventually
 
@@ -170,3 +174,23 @@ async def test_two_versions_of_an_application_do_not_put_jobs_aside_for_each_oth
     put_aside, most = await updates(admin)
     assert put_aside > 1000, "hardly anybody put jobs aside: the test shows nothing"
     assert most == 1
+
+
+@pytest.mark.parametrize("ahead", [0, 10])
+async def test_job_that_somebody_has_locked_holds_up_no_other(
+    dsn: str, admin_dsn: str, admin: Connection, ahead: int
+) -> None:
+    """Whoever cancels it, or looks at it by hand, may take a while: claims pass it by, and take it later."""
+    driver = PostgresDriver(dsn, admin_dsn)
+    due = after(timedelta(hours=1)) if ahead else Due()
+    locked, other = await driver.insert(due=due), await driver.insert(due=due)
+    worker = await driver.open_worker()
+    try:
+        async with admin.transaction():
+            await admin.execute("SELECT FROM eventflow.job WHERE id = $1 FOR UPDATE", locked.uuid)
+            with anyio.fail_after(4):
+                assert await driver.claim_ids(worker, ahead=ahead, horizon=timedelta(hours=2)) == [other]
+
+        assert await driver.claim_ids(worker, ahead=ahead, horizon=timedelta(hours=2)) == [locked]
+    finally:
+        await driver.close()
