@@ -1,8 +1,9 @@
 """``python -m reliability.page``: makes the tables of ``docs/reliability.md`` from what is in ``reports/``."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from reliability.mutants.catalogue import MUTANTS
 from reliability.reports import ROOT, kept
@@ -12,7 +13,7 @@ PAGE = ROOT / "docs/reliability.md"
 
 def page(text: str) -> str:
     """The page with its tables made anew: each stands between ``<!-- name -->`` and ``<!-- end -->``."""
-    for name, lines in {"simulator": _simulator(), "bugs": _bugs()}.items():
+    for name, lines in {"simulator": _simulator(), "chaos": _chaos(), "bugs": _bugs()}.items():
         made = "\n".join(["<!-- " + name + " -->", "", *lines, "", "<!-- end -->"])
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
         if count != 1:
@@ -30,6 +31,24 @@ def _simulator() -> list[str]:
     ]
     total = [f"{sum(run[figure] for run in runs):,}" for figure in figures]
     return _table(("day", "commit", "first seed", *figures), [*rows, ("all", "", "", *total)])
+
+
+def _chaos() -> list[str]:
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for outcome in kept("chaos"):
+        runs.setdefault((outcome["day"], outcome["commit"]), []).append(outcome)
+    if not runs:
+        return ["Nothing has been kept yet."]
+    rows = [(day, commit, f"{outcomes[0]['seed']:,}", *_sums(outcomes)) for (day, commit), outcomes in runs.items()]
+    everything = [outcome for outcomes in runs.values() for outcome in outcomes]
+    head = ("day", "commit", "a seed", "schedules", "jobs", "faults", "failed")
+    return _table(head, [*rows, ("all", "", "", *_sums(everything))])
+
+
+def _sums(outcomes: Sequence[Mapping[str, Any]]) -> list[str]:
+    failed = sum(bool(outcome["violations"]) for outcome in outcomes)
+    jobs, faults = (sum(outcome[name] for outcome in outcomes) for name in ("jobs", "faults"))
+    return [f"{figure:,}" for figure in (len(outcomes), jobs, faults, failed)]
 
 
 def _bugs() -> list[str]:

@@ -102,7 +102,7 @@ def _worker(rng: Random, *, is_first: bool) -> WorkerPlan:
 
 def _asks(rng: Random, producers: int) -> tuple[Ask, ...]:
     asks: list[Ask] = []
-    count = rng.randint(4, 14)
+    count = rng.randint(3, 11)
     bursts = [rng.uniform(0, HORIZON_SECONDS * 0.7) for _ in range(3)]
     deadly = rng.randrange(count) if rng.random() < 0.04 else -1
     for number in range(1, count + 1):

@@ -182,7 +182,9 @@ class Rig:
         return [f"{seat.process.name} does not stop" for seat in seats if seat.process.runs]
 
     async def _is_settled(self) -> bool:
-        if any(self._pending(seat.process) for seat in self._producers if seat.process.runs):
+        if not all(seat.process.runs for seat in (*self._workers, *self._producers)):
+            return False
+        if any(self._pending(seat.process) for seat in self._producers):
             return False
         async with self._world.admin() as admin:
             return await admin.fetchval(UNFINISHED) == 0

@@ -357,7 +357,8 @@ class Play:
         await self._clock.sleep(max(0.0, at - self._loop.time()))
 
     def _is_settled(self) -> bool:
-        return set(self._server.states().values()) <= ENDED and not self._pending()
+        all_are_there = all(seat.runs for seat in (*self._workers, *self._producers))
+        return all_are_there and set(self._server.states().values()) <= ENDED and not self._pending()
 
     def _pending(self) -> bool:
         living = {task for machine in self._machines if machine.is_alive for task in machine.main.tasks}
