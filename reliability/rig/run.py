@@ -182,7 +182,7 @@ class Rig:
         return [f"{seat.process.name} does not stop" for seat in seats if seat.process.runs]
 
     async def _is_settled(self) -> bool:
-        if not all(seat.process.runs for seat in (*self._workers, *self._producers)):
+        if any(not s.process.runs or s.process.stop_asked_at for s in (*self._workers, *self._producers)):
             return False
         if any(self._pending(seat.process) for seat in self._producers):
             return False

@@ -357,7 +357,7 @@ class Play:
         await self._clock.sleep(max(0.0, at - self._loop.time()))
 
     def _is_settled(self) -> bool:
-        all_are_there = all(seat.runs for seat in (*self._workers, *self._producers))
+        all_are_there = all(seat.runs and seat.stop_asked_at is None for seat in (*self._workers, *self._producers))
         return all_are_there and set(self._server.states().values()) <= ENDED and not self._pending()
 
     def _pending(self) -> bool:

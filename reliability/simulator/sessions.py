@@ -35,6 +35,8 @@ class Session:
 
     async def add_listener(self, channel: str, callback: Callable[..., object]) -> None:
         async def listen() -> None:
+            if not self._is_known:
+                raise ConnectionResetError("the server knows nothing of this session")
             self._channels[channel] = callback
 
         await self._link.call(listen)
@@ -45,11 +47,13 @@ class Session:
     def get_server_pid(self) -> int:
         return PID
 
-    async def fetchval(self, query: str, *arguments: Any) -> Any:
+    async def fetchval(self, query: str, *arguments: Any, timeout: float | None = None) -> Any:
         async def answer() -> Any:
+            if not self._is_known:
+                raise ConnectionResetError("the server knows nothing of this session")
             if query == LOCK:
-                self.lock = arguments[0] if self._is_known else None
-                return self._is_known
+                self.lock = arguments[0]
+                return True
             return self._link.server.identity
 
         return await self._link.call(answer)

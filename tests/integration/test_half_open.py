@@ -1,7 +1,7 @@
 """The network goes away without a word: sockets stay open, and nobody answers."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -323,6 +323,39 @@ class Ear(asyncpg.Connection):  # type: ignore[type-arg]
     def unlisten(self) -> None:
         """In any thread: the session goes on, and hears nothing more."""
         asyncio.run_coroutine_threadsafe(self.execute("UNLISTEN *"), self._loop).result(5)
+
+
+class StillBorn(asyncpg.Connection):  # type: ignore[type-arg]
+    """A connection that is half-open before it has heard anything, the first time."""
+
+    listeners = 0
+    hush: Callable[[], object]
+
+    async def add_listener(self, channel: str, callback: Any) -> None:  # Any: the driver's signature
+        await super().add_listener(channel, callback)
+        StillBorn.listeners += 1
+        if StillBorn.listeners == 2:  # it listens for everything it should
+            StillBorn.hush()
+
+
+async def test_session_that_never_heard_anything_is_given_up_if_it_is_half_open(
+    dsn: str, admin_dsn: str, journal: Journal, frequent_proofs: None
+) -> None:
+    """Nothing is ever sent over it, so nothing would tell; and others would have only its beats to go by."""
+    proxy, loop = Proxy(dsn), asyncio.get_running_loop()
+
+    def hush() -> None:
+        proxy.hold()
+        proxy.forget()
+
+    StillBorn.hush = lambda: loop.call_soon_threadsafe(hush)
+    async with (
+        proxy.serve() as address,
+        lookout(dsn, admin_dsn, journal, listen_dsn=address, connection_class=StillBorn) as watched,
+    ):
+        await watched.until_shown()
+
+    assert StillBorn.listeners == 4
 
 
 async def test_registration_that_is_lost_is_noticed_and_healed(
