@@ -38,6 +38,8 @@ from reliability.workload import RETRY
 
 RECOVERY_SECONDS = 60.0
 START_SECONDS = 20.0
+LATE_SECONDS = 1.0
+"""What was under way when the network came back has arrived by then, though its caller has long given up."""
 PROBED = 4
 """Of so many seeds one is probed in the end: whether a job is noticed at once."""
 MESSAGES = 12
@@ -115,6 +117,7 @@ class Rig:
         await anyio.sleep(max(0.0, self._began_at + max(lengths, default=0.0) - time.monotonic()))
         await self._heal()
         healed_at = time.monotonic()
+        await anyio.sleep(LATE_SECONDS)
         while not await self._is_settled() and time.monotonic() < healed_at + RECOVERY_SECONDS:
             await anyio.sleep(0.1)
         ended_at = time.monotonic()

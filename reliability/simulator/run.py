@@ -29,6 +29,8 @@ from reliability.workload import RETRY
 RECOVERY_SECONDS = 60.0
 """So long after the last fault everything must have come to its end."""
 LOOK_SECONDS = 0.25
+LATE_SECONDS = 1.0
+"""What was under way when the network came back has arrived by then, though its caller has long given up."""
 STARTS_AGAIN = 0.5
 """Seconds after which a process that its own job has killed is started again."""
 PROBED = 8
@@ -153,6 +155,7 @@ class Play:
             step()
         await self._until(max((fault.at + _length(fault) for fault in self._scenario.faults), default=0.0))
         self._heal()
+        await self._clock.sleep(LATE_SECONDS)
         while not self._is_settled() and self._loop.time() < self._healed_at + RECOVERY_SECONDS:
             await self._clock.sleep(LOOK_SECONDS)
         ended_at = self._loop.time()

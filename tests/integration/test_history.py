@@ -37,3 +37,10 @@ async def test_partition_that_somebody_else_has_added_stays(dsn: str, admin: Con
     await query(dsn, "SELECT eventflow.maintain_history()")
 
     assert "eventflow.before" in [name for (name,) in await admin.fetch(PARTITIONS)]
+
+
+async def test_jobs_that_end_by_a_clock_that_is_a_day_behind_are_kept(dsn: str, admin: Connection) -> None:
+    """It may be set back over midnight, or belong to the server of a failover: yesterday's jobs expire today."""
+    await query(dsn, "SELECT eventflow.maintain_history()")
+
+    assert await admin.fetchval("SELECT eventflow.history_partition((clock_timestamp() AT TIME ZONE 'UTC')::date)")

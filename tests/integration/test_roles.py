@@ -112,7 +112,7 @@ async def test_worker_defines_nothing(dsn: str) -> None:
     assert await allowed(dsn, DEFINITIONS) == []
     assert await allowed(dsn, ("DELETE FROM eventflow.dead_letter", "UPDATE eventflow.migration SET version = 9")) == []
     [row] = await query(dsn, "SELECT eventflow.maintain_history('{90}') AS made")
-    assert row["made"] == 4
+    assert row["made"] == 5  # from the day before, if the clock is set back, to three days ahead
 
 
 async def test_functions_cannot_be_led_astray(dsn: str, producer_dsn: str, admin_dsn: str) -> None:
