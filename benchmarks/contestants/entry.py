@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+REPEATS = 3
+"""How often everybody plays, unless something says less."""
 
 
 @dataclass(frozen=True)
@@ -38,4 +40,4 @@ class Entry:
     server: str = "postgres"
     caveat: str = ""
     lacks: frozenset[str] = frozenset()
-    repeats: int = 3
+    repeats: int = REPEATS

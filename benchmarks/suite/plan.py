@@ -6,9 +6,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.contestants.catalogue import CATALOGUE
-from benchmarks.contestants.entry import Entry
-
-REPEATS = 3
+from benchmarks.contestants.entry import REPEATS, Entry
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -115,9 +115,9 @@ class Listener:
                 raise DatabaseUnavailableError("notifications do not arrive any more")
             else:
                 self._report_deaf(heartbeat)
-                self.tried.set()
-                await connection.fetchval(_WHICH_SESSION, timeout=PROOF_SECONDS)  # it may have been half-open all along
             self.tried.set()
+            if not proven:  # deaf, as through a pooler; or half-open all along
+                await connection.fetchval(_WHICH_SESSION, timeout=PROOF_SECONDS)
             if await self._lost.wait(PROOF_INTERVAL):
                 raise DatabaseUnavailableError("the listening connection was lost")
 
