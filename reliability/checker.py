@@ -102,7 +102,9 @@ def _nothing_lost(evidence: Evidence, jobs: dict[JobId, Job]) -> Iterator[Violat
         if asked.answer == "done" and asked.job_id is not None and asked.job_id not in jobs:
             yield Violation("I1", f"job {asked.number} was acknowledged and is not there")
     for job in jobs.values():
-        if job.state not in ENDED and job.state is not None:
+        if job.state is None:
+            yield Violation("I1", f"{job.name} {job.number} has vanished")
+        elif job.state not in ENDED:
             took = evidence.ended_at - evidence.healed_at
             yield Violation("I10", f"{job.name} {job.number} is {job.state} {took:.1f} s after the last fault")
 
@@ -144,13 +146,16 @@ def _at_least_once(evidence: Evidence, jobs: dict[JobId, Job]) -> Iterator[Viola
             yield Violation("I4", f"job {job.number} has succeeded and never came to its end")
         if began[job.number] > job.claims:
             yield Violation("I4", f"job {job.number} began {began[job.number]} times in {job.claims} claims")
+        if evidence.ledger is not None and not ended[job.number] <= evidence.ledger.get(job.number, 0) <= job.claims:
+            booked = evidence.ledger.get(job.number, 0)
+            yield Violation("I4", f"job {job.number} ended {ended[job.number]} times and was booked {booked} times")
 
 
 def _fenced(jobs: dict[JobId, Job]) -> Iterator[Violation]:
     """I5: changes are legal, each from where the last one led; claims grow; an end stays."""
     for job in jobs.values():
         told = [(change.left, change.entered) for change in job.changes]
-        if any(change not in LEGAL and change[1] is not None for change in told):
+        if any(change not in LEGAL for change in told if change[1] is not None):
             yield Violation("I5", f"{job.name} {job.number}: {told}")
         if any(entered != left for (_, entered), (left, _) in pairwise(told)):
             yield Violation("I5", f"{job.name} {job.number} changed from where it was not: {told}")

@@ -1,6 +1,6 @@
 """What happened in a run under faults: told by those it happened to, in one order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -161,6 +161,7 @@ class Evidence(msgspec.Struct, frozen=True):
         doomed: Numbers of jobs that may become dead letters.
         cancelled: Numbers of jobs that somebody has tried to cancel.
         left_over: What should be gone after everybody has stopped.
+        ledger: How often a job came to its end, as handlers have booked it in another database before they did.
     """
 
     entries: Sequence[AnyEntry]
@@ -171,6 +172,7 @@ class Evidence(msgspec.Struct, frozen=True):
     doomed: AbstractSet[int]
     cancelled: AbstractSet[int]
     left_over: Sequence[str] = ()
+    ledger: Mapping[int, int] | None = None
 
     @property
     def jobs(self) -> set[JobId]:

@@ -4,10 +4,18 @@ from random import Random
 
 import msgspec
 
+from eventflow.jobs.worker import WorkerSettings
 from reliability.faults import Fault
+from reliability.workload import RETRY
 
 HORIZON_SECONDS = 4.0
 """Everything is asked and begins to fail within this."""
+RECOVERY_SECONDS = 60.0
+"""So long after the last fault everything must have come to its end."""
+LATE_SECONDS = 1.0
+"""What was under way when the network came back has arrived by then, though its caller has long given up."""
+SETTINGS = WorkerSettings(heartbeat_interval=1.0, fence_after=2.0, lease_duration=3.0, grace_period=2.0)
+"""Of workers; short, so that what goes by them shows within a run."""
 ON_PROCESSES = (
     *(Fault.KILL, Fault.KILL, Fault.FREEZE, Fault.STOP, Fault.CUT, Fault.RESET),
     *(Fault.SLOW, Fault.REFUSE, Fault.LOSE, Fault.LOSE, Fault.DEAFEN),
@@ -80,6 +88,26 @@ class Scenario(msgspec.Struct, frozen=True):
     producers: int
     asks: tuple[Ask, ...]
     faults: tuple[PlannedFault, ...]
+
+    @property
+    def doomed(self) -> set[int]:
+        """Numbers of jobs that may become dead letters."""
+        return {ask.number for ask in self.asks if ask.is_deadly or ask.failures >= RETRY.max_attempts}
+
+    @property
+    def cancelled(self) -> set[int]:
+        """Numbers of jobs that somebody tries to cancel."""
+        return {ask.number for ask in self.asks if ask.what == "cancel"}
+
+    @property
+    def accounts(self) -> list[int]:
+        """Those that somebody may pay into."""
+        return sorted({ask.account for ask in self.asks})
+
+    @property
+    def sets_the_clock(self) -> bool:
+        """The server's."""
+        return any(fault.fault is Fault.SET_CLOCK for fault in self.faults)
 
 
 def scenario(seed: int) -> Scenario:

@@ -32,14 +32,10 @@ from reliability.history import (
     Stopped,
     read_lines,
 )
-from reliability.rig.world import GRACE, RealProcess, World, start_producer, start_worker, until
-from reliability.scenario import ON_THE_SERVER, Ask, PlannedFault, Scenario
-from reliability.workload import RETRY
+from reliability.rig.world import RealProcess, World, start_producer, start_worker, until
+from reliability.scenario import LATE_SECONDS, ON_THE_SERVER, RECOVERY_SECONDS, SETTINGS, Ask, PlannedFault, Scenario
 
-RECOVERY_SECONDS = 60.0
 START_SECONDS = 20.0
-LATE_SECONDS = 1.0
-"""What was under way when the network came back has arrived by then, though its caller has long given up."""
 PROBED = 4
 """Of so many seeds one is probed in the end: whether a job is noticed at once."""
 MESSAGES = 12
@@ -150,7 +146,7 @@ class Rig:
         code = await process.ended()
         now = time.monotonic()
         if process.stop_asked_at is not None and code != -SIGKILL:
-            self._entries.append(Stopped(now, process.name, now - process.stop_asked_at, GRACE))
+            self._entries.append(Stopped(now, process.name, now - process.stop_asked_at, SETTINGS.grace_period))
         await anyio.sleep(0.3)
         if seat.process is process:
             await self._start(seat)
@@ -268,15 +264,14 @@ class Rig:
         for diary in self._world.directory.glob("*.jsonl"):
             entries += read_lines(diary)
         entries = [_moved(entry, self._began_at) for entry in entries]
-        asks = self._scenario.asks
         return Evidence(
             sorted(entries, key=lambda entry: entry.at),
             await self._deposits(),
             healed_at - self._began_at,
             ended_at - self._began_at,
             clock_was_set=False,
-            doomed={ask.number for ask in asks if ask.is_deadly or ask.failures >= RETRY.max_attempts},
-            cancelled={ask.number for ask in asks if ask.what == "cancel"},
+            doomed=self._scenario.doomed,
+            cancelled=self._scenario.cancelled,
             left_over=left_over,
         )
 
@@ -302,9 +297,8 @@ class Rig:
         return entries
 
     async def _deposits(self) -> list[Deposits]:
-        found: dict[str, tuple[list[int], list[int]]] = {
-            account_id(ask.account): ([], []) for ask in self._scenario.asks
-        }
+        accounts = map(account_id, self._scenario.accounts)
+        found: dict[str, tuple[list[int], list[int]]] = {account: ([], []) for account in accounts}
         async with self._world.admin() as admin:
             for row in await admin.fetch(EVENTS):
                 versions, numbers = found[row["aggregate_id"]]

@@ -20,11 +20,9 @@ from eventflow.postgres import Connection, migrate
 from reliability.rig.application import DIRECTORY, IS_OLD, NAME
 from reliability.rig.proxy import Proxy
 from reliability.rig.transitions import Transitions
-from reliability.scenario import Ask, WorkerPlan
+from reliability.scenario import SETTINGS, Ask, WorkerPlan
 
 ROOT = Path(__file__).parents[2]
-HEARTBEAT, FENCE, LEASE, GRACE = 1.0, 2.0, 3.0, 2.0
-"""Seconds; short, so that what goes by them shows within a schedule."""
 
 
 class World:
@@ -142,8 +140,13 @@ class RealProcess:
 
 async def start_worker(world: World, name: str, plan: WorkerPlan) -> RealProcess:
     """``eventflow worker``, as users start it."""
-    timing = {"heartbeat-interval": HEARTBEAT, "fence-after": FENCE, "lease-duration": LEASE, "grace-period": GRACE}
-    options = [f"--concurrency={plan.concurrency}", *(f"--{option}={value}" for option, value in timing.items())]
+    options = [
+        f"--concurrency={plan.concurrency}",
+        f"--heartbeat-interval={SETTINGS.heartbeat_interval}",
+        f"--fence-after={SETTINGS.fence_after}",
+        f"--lease-duration={SETTINGS.lease_duration}",
+        f"--grace-period={SETTINGS.grace_period}",
+    ]
     command = ["-m", "eventflow", "worker", "reliability.rig.application:flow", *options]
     return await _start(world, name, command, **({} if plan.is_new else {IS_OLD: "1"}))
 

@@ -19,24 +19,27 @@ from reliability.asking import Producer, account_id
 from reliability.checker import ENDED, Violation, check
 from reliability.faults import Fault
 from reliability.history import PROBE, AnyEntry, Asked, Evidence, Failed, Stopped
-from reliability.scenario import ON_THE_SERVER, Ask, PlannedFault, Scenario, WorkerPlan
+from reliability.scenario import (
+    LATE_SECONDS,
+    ON_THE_SERVER,
+    RECOVERY_SECONDS,
+    SETTINGS,
+    Ask,
+    PlannedFault,
+    Scenario,
+    WorkerPlan,
+)
 from reliability.simulator.clocks import SimulatedClock
 from reliability.simulator.loop import DeadlockError, SimulatedLoop
 from reliability.simulator.machines import Machine
 from reliability.simulator.server import Call, Server
-from reliability.workload import RETRY
 
-RECOVERY_SECONDS = 60.0
-"""So long after the last fault everything must have come to its end."""
 LOOK_SECONDS = 0.25
-LATE_SECONDS = 1.0
-"""What was under way when the network came back has arrived by then, though its caller has long given up."""
 STARTS_AGAIN = 0.5
 """Seconds after which a process that its own job has killed is started again."""
 PROBED = 8
 """Of so many seeds one is probed in the end: whether a job is noticed at once."""
 LONGEST_PROBE_SECONDS = 2.0
-SETTINGS = WorkerSettings(heartbeat_interval=1.0, fence_after=2.0, lease_duration=3.0, grace_period=2.0)
 
 
 class Result(NamedTuple):
@@ -167,15 +170,15 @@ class Play:
 
     def evidence(self, left_over: list[str], ended_at: float | None = None) -> Evidence:
         """What can be said now."""
-        streams = {StreamId("Account", account_id(ask.account)) for ask in self._scenario.asks}
+        scenario = self._scenario
         return Evidence(
-            self._entries,
-            self._server.deposits(sorted(streams, key=str)),
+            tuple(self._entries),
+            self._server.deposits([StreamId("Account", account_id(account)) for account in scenario.accounts]),
             self._healed_at,
             self._loop.time() if ended_at is None else ended_at,
-            clock_was_set=any(fault.fault is Fault.SET_CLOCK for fault in self._scenario.faults),
-            doomed={ask.number for ask in self._scenario.asks if ask.is_deadly or ask.failures >= RETRY.max_attempts},
-            cancelled={ask.number for ask in self._scenario.asks if ask.what == "cancel"},
+            clock_was_set=scenario.sets_the_clock,
+            doomed=scenario.doomed,
+            cancelled=scenario.cancelled,
             left_over=left_over,
         )
 

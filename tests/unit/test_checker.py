@@ -82,6 +82,11 @@ def test_job_that_is_not_there() -> None:
     assert broken([Asked(0.0, "producer-0", 1, "done", JOB)]) == ["I1"]
 
 
+def test_job_that_vanishes() -> None:
+    """It was there, and nothing tells of its end."""
+    assert broken([changed(None, "waiting"), changed("waiting", None)]) == ["I1"]
+
+
 def test_job_that_was_refused_and_is_there() -> None:
     """Its caller may have scheduled it once more."""
     assert broken([Asked(0.0, "producer-0", 1, "refused"), *ran()]) == ["I2"]
@@ -115,6 +120,12 @@ def test_job_written_twice() -> None:
 def test_job_that_never_ran_to_its_end() -> None:
     """And has succeeded."""
     assert broken([entry for entry in ran() if not isinstance(entry, Ended)]) == ["I4"]
+
+
+@pytest.mark.parametrize("booked", [0, 2])
+def test_end_that_was_booked_otherwise(booked: int) -> None:
+    """In the other database, where each claim that comes to its end leaves one row."""
+    assert broken(ran(), ledger={1: booked}) == ["I4"]
 
 
 def test_job_that_ran_without_a_claim() -> None:
