@@ -11,10 +11,11 @@ import pytest
 from eventflow import App, DatabaseUnavailableError, JobId, JobState
 from eventflow.devdb import EmbeddedPostgres
 from eventflow.postgres import Connection, migrate
+from reliability.rig.clocks import SettableClock, skewed
 from reliability.rig.transitions import Transitions
 from tests.acceptance.shop import CREATE_EFFECTS, Block, Flaky, Later, Record, Thread, flow
 from tests.acceptance.workers import Crew, crew
-from tests.support.faketime import HOUR, SettableClock, needs_faketime, postgres_with_clock, skewed
+from tests.support.faketime import HOUR, needs_faketime, postgres_with_clock
 from tests.support.waiting import eventually
 
 SOON = timedelta(seconds=2)

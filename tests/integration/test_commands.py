@@ -9,6 +9,7 @@ import pytest
 from eventflow import App, DatabaseError, DomainError, DuplicateOperationError, JobState, SourceId
 from eventflow.eventstore import EventId, EventMetadata, StreamId
 from eventflow.postgres import Connection
+from reliability.rig.pooler import pgbouncer
 from tests.support.journal import ended, query
 from tests.support.ledgers import (
     Announce,
@@ -23,7 +24,7 @@ from tests.support.ledgers import (
     ledger_flow,
     written,
 )
-from tests.support.pgbouncer import needs_pgbouncer, pgbouncer
+from tests.support.pgbouncer import needs_pgbouncer
 from tests.support.waiting import eventually, until, waits_for_lock
 
 LEDGER = LedgerId("ledger-0192f0c1-0000-7000-8000-000000000001")

@@ -13,7 +13,8 @@ import pytest
 from eventflow import App, WorkerSettings
 from eventflow.devdb import EmbeddedPostgres
 from eventflow.postgres import Connection, migrate
-from tests.support.faketime import HOUR, SettableClock, needs_faketime, postgres_with_clock
+from reliability.rig.clocks import SettableClock
+from tests.support.faketime import HOUR, needs_faketime, postgres_with_clock
 from tests.support.journal import Journal, Note, Run, duplicates, flow_of
 from tests.support.waiting import eventually
 

@@ -26,9 +26,10 @@ from eventflow import (
     WorkerSettings,
 )
 from eventflow.postgres import Connection, Lane, connector
+from reliability.rig.pooler import PgBouncer, pgbouncer
 from reliability.rig.transitions import Transitions
 from tests.support.journal import Hold, Journal, Note, ended, flow_of, in_state, query
-from tests.support.pgbouncer import PgBouncer, needs_pgbouncer, pgbouncer
+from tests.support.pgbouncer import needs_pgbouncer
 from tests.support.postgres import Database
 from tests.support.waiting import eventually, until
 
