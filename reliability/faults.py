@@ -7,7 +7,8 @@ class Fault(Enum):
     """
     What is made to fail.
 
-    Those of processes concern one worker or producer, those of the server everybody.
+    Those of processes concern one worker or producer, those of the server everybody. Real processes meet all of them,
+    simulated ones those above :attr:`TERMINATE`.
     """
 
     KILL = "kill"
@@ -34,7 +35,28 @@ class Fault(Enum):
     """The server ends all sessions and is away for a while."""
     SET_CLOCK = "set_clock"
     """The server's clock is set."""
+    TERMINATE = "terminate"
+    """The server ends all sessions of a process, one after the other."""
+    PROMOTE = "promote"
+    """The server dies, and its replica takes its place."""
+    FILL_DISK = "fill_disk"
+    """There is no room on the server's disk."""
+    LIMIT = "limit"
+    """A DBA has set timeouts that are far too short, and sessions begin anew."""
+    EXHAUST = "exhaust"
+    """All connections are taken by others, while those of a process break."""
+    HOLD = "hold"
+    """Somebody's transaction stays open, with a snapshot and locks on jobs."""
+    FLOOD = "flood"
+    """Notifications that mean nothing fill the queue, and somebody who listens takes none."""
+    SCRIBBLE = "scribble"
+    """Somebody writes jobs by hand that make no sense."""
 
 
-HARMLESS = {Fault.RESET, Fault.STOP, Fault.SET_CLOCK}
+HARMLESS = {Fault.RESET, Fault.STOP, Fault.SET_CLOCK, Fault.TERMINATE, Fault.FLOOD, Fault.SCRIBBLE}
 """Those that are no reason to take a worker for dead."""
+ON_THE_SERVER = {
+    *(Fault.RESTART, Fault.SET_CLOCK, Fault.PROMOTE, Fault.FILL_DISK),
+    *(Fault.LIMIT, Fault.HOLD, Fault.FLOOD, Fault.SCRIBBLE, Fault.EXHAUST),
+}
+"""Those that concern everybody."""

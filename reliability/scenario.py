@@ -20,7 +20,7 @@ ON_PROCESSES = (
     *(Fault.KILL, Fault.KILL, Fault.FREEZE, Fault.STOP, Fault.CUT, Fault.RESET),
     *(Fault.SLOW, Fault.REFUSE, Fault.LOSE, Fault.LOSE, Fault.DEAFEN),
 )
-ON_THE_SERVER = (Fault.RESTART, Fault.SET_CLOCK)
+ON_THE_STORE = (Fault.RESTART, Fault.SET_CLOCK)
 
 
 class WorkerPlan(msgspec.Struct, frozen=True):
@@ -31,12 +31,14 @@ class WorkerPlan(msgspec.Struct, frozen=True):
         rate: How much faster its monotonic clock runs.
         ahead: Seconds by which its wall clock is ahead.
         is_new: It knows all jobs.
+        is_pooled: It reaches the server through a pooler; real processes only.
     """
 
     rate: float = 1.0
     ahead: float = 0.0
     is_new: bool = True
     concurrency: int = 4
+    is_pooled: bool = False
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,13 +115,14 @@ class Scenario(msgspec.Struct, frozen=True):
 def scenario(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = Random(seed)
-    workers = tuple(_worker(rng, is_first=number == 0) for number in range(rng.choice((1, 2, 2, 3))))
+    workers = tuple(worker_plan(rng, is_first=number == 0) for number in range(rng.choice((1, 2, 2, 3))))
     producers = rng.randint(1, 2)
-    asks = _asks(rng, producers)
+    asks = asks_of(rng, producers)
     return Scenario(seed, workers, producers, asks, _faults(rng, len(workers), producers))
 
 
-def _worker(rng: Random, *, is_first: bool) -> WorkerPlan:
+def worker_plan(rng: Random, *, is_first: bool) -> WorkerPlan:
+    """A worker; the first knows all jobs."""
     return WorkerPlan(
         rate=1 + rng.uniform(-4e-4, 4e-4),
         ahead=rng.choice((0.0, 0.0, 7200.0, -7200.0)),
@@ -128,7 +131,8 @@ def _worker(rng: Random, *, is_first: bool) -> WorkerPlan:
     )
 
 
-def _asks(rng: Random, producers: int) -> tuple[Ask, ...]:
+def asks_of(rng: Random, producers: int) -> tuple[Ask, ...]:
+    """A few calls of every kind, in their order."""
     asks: list[Ask] = []
     count = rng.randint(3, 11)
     bursts = [rng.uniform(0, HORIZON_SECONDS * 0.7) for _ in range(3)]
@@ -168,7 +172,7 @@ def _asks(rng: Random, producers: int) -> tuple[Ask, ...]:
 def _faults(rng: Random, workers: int, producers: int) -> tuple[PlannedFault, ...]:
     faults: list[PlannedFault] = []
     for _ in range(rng.randint(1, 6)):
-        fault = rng.choice(ON_THE_SERVER if rng.random() < 0.12 else ON_PROCESSES)
+        fault = rng.choice(ON_THE_STORE if rng.random() < 0.12 else ON_PROCESSES)
         targets = workers if fault is Fault.STOP or rng.random() < 0.7 else workers + producers
         seconds = rng.choice((0.01, 0.3, 1.0, 2.5, 4.0))
         if fault is Fault.SET_CLOCK:

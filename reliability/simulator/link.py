@@ -83,17 +83,17 @@ class Link:
 
         def arrive() -> None:
             if not self.server.is_up:
-                self._back(lambda: _fail(answer, LostError("the server is down", was_sent=False)), here)
+                self.back(lambda: _fail(answer, LostError("the server is down", was_sent=False)), here)
             elif is_refused:
-                self._back(lambda: _fail(answer, DatabaseUnavailableError("the server refuses")), here)
+                self.back(lambda: _fail(answer, DatabaseUnavailableError("the server refuses")), here)
             else:
                 result = _outcome(lambda: self.server.run(call, *args, **kwargs))
                 if is_lost:
-                    self._back(lambda: _fail(answer, LostError("the connection broke", was_sent=True)), here)
+                    self.back(lambda: _fail(answer, LostError("the connection broke", was_sent=True)), here)
                 else:
-                    self._back(lambda: result(answer), here)
+                    self.back(lambda: result(answer), here)
 
-        self._there(arrive)
+        self.there(arrive)
         expiry = self._loop.call_later(
             STATEMENT_SECONDS, lambda: _fail(answer, LostError("no answer", was_sent=True)), context=here
         )
@@ -104,13 +104,13 @@ class Link:
             self._waiting.pop(answer, None)
             expiry.cancel()
 
-    def soon(self, action: Callable[[], None]) -> None:
+    def there(self, action: Callable[[], None]) -> None:
         """Something that the server notices."""
-        self._there(action)
+        self._send(action, self.server.context)
 
-    def back(self, action: Callable[[], None]) -> None:
-        """Something that the process notices, in its thread that listens."""
-        self._back(action, self._listening)
+    def back(self, action: Callable[[], None], thread: Context | None = None) -> None:
+        """Something that the process notices, in its thread that listens or in another one."""
+        self._send(action, self._listening if thread is None else thread)
 
     def reset(self) -> None:
         """All connections break at once, on both sides."""
@@ -124,15 +124,9 @@ class Link:
         self.is_cut = False
         held, self._held = self._held, []
         for action, context in held:
-            self._after_latency(action, context)
+            self._send(action, context)
 
-    def _there(self, action: Callable[[], None]) -> None:
-        self._after_latency(action, self.server.context)
-
-    def _back(self, action: Callable[[], None], context: Context) -> None:
-        self._after_latency(action, context)
-
-    def _after_latency(self, action: Callable[[], None], context: Context) -> None:
+    def _send(self, action: Callable[[], None], context: Context) -> None:
         latency = self._rng.uniform(*self._latency) * self.slowness
         self._loop.call_later(latency, self._arrive, action, context, context=context)
 

@@ -81,10 +81,14 @@ class Thread:
         """Call something in this thread, as ``call_soon_threadsafe`` does."""
         self._loop.call_soon(callback, *arguments, context=self.context())
 
+    def later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call something in this thread after a while."""
+        self._loop.call_later(seconds, callback, context=self.context())
+
     def block(self, seconds: float) -> None:
         """Run nothing for a while."""
         self.is_blocked = True
-        self._loop.call_later(seconds, self._unblock, context=self._loop.main.context())
+        self._loop.main.later(seconds, self._unblock)
 
     def _unblock(self) -> None:
         self.is_blocked = False

@@ -40,6 +40,7 @@ class Machine:
         link: Its network.
         clock: Its clock.
         process: What can be frozen and killed.
+        is_alive: It was not killed.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Machine:
         self.name = name
         self.died = died
         self.process = Process(loop, name)
+        self.is_alive = True
         self.main, self._listening = self.process.thread(), self.process.thread()
         self.clock = SimulatedClock(loop, rate=rate, ahead=ahead)
         self.link = Link(loop, server, self._listening.context(), rng)
@@ -67,16 +69,17 @@ class Machine:
         self._rng = rng
         self._is_new = is_new
 
-    @property
-    def is_alive(self) -> bool:
-        """It was not killed."""
-        return not self.process.is_killed
-
     def kill(self) -> None:
         """End it as SIGKILL does; the kernel closes its sockets."""
+        self.is_alive = False
         self.process.kill()
         for session in self.link.sessions:
-            self.link.soon(session.end)
+            self.link.there(session.end)
+
+    @property
+    def listens(self) -> bool:
+        """Notifications reach it."""
+        return any(session.listens for session in self.link.sessions)
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]:
@@ -84,7 +87,7 @@ class Machine:
         return [task for thread in self.process.threads for task in thread.tasks]
 
     def revive(self) -> None:
-        """Let what was killed be cancelled, once nobody looks any more."""
+        """Let what was killed be cancelled, once nobody looks any more; it counts as killed all the same."""
         self.process.is_killed = False
         self.process.thaw()
         for thread in self.process.threads:

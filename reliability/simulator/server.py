@@ -8,7 +8,7 @@ import msgspec
 
 from eventflow import JobId, JobRecord, WorkerId
 from eventflow.eventstore import InMemoryEventStore, StreamId
-from eventflow.jobs import Ending, InMemoryCommits, InMemoryJobStore, Interest, Peer, Tick, WorkerRecord
+from eventflow.jobs import Ending, InMemoryCommits, InMemoryJobStore, Interest, Peer, Tick
 from eventflow.jobs.publish_command import NAME_PREFIX
 from reliability.history import AnyEntry, Changed, Deposits, Rescued
 from reliability.simulator.clocks import SimulatedClock
@@ -194,7 +194,3 @@ class _SeenJobStore(InMemoryJobStore):
             msgspec.structs.replace(peer, session_gone=self._server.is_gone(peer.worker_id)) for peer in tick.peers
         ]
         return msgspec.structs.replace(tick, server=self._server.identity, peers=peers)
-
-    def open_workers(self) -> Sequence[WorkerRecord]:
-        """Those that nobody has closed."""
-        return [worker.record for worker in self._workers.values() if worker.open]

@@ -8,7 +8,7 @@ from eventflow.postgres.statements import DEFAULT_SCHEMA, statement
 if TYPE_CHECKING:
     from reliability.simulator.link import Link
 
-LOCK, SERVER = statement("take_session_lock"), statement("select_server")
+LOCK = statement("take_session_lock")
 PID = 1
 
 
@@ -61,7 +61,7 @@ class Session:
     def terminate(self) -> None:
         """The client ends it; the server hears of it unless the network is cut."""
         self._is_open = False
-        self._link.soon(self.end)
+        self._link.there(self.end)
 
     # What the server and the network do
 

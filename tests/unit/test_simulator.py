@@ -9,7 +9,9 @@ import anyio.lowlevel
 import pytest
 
 from eventflow.errors import CommitUnknownError, DatabaseUnavailableError
+from eventflow.jobs.worker import Worker
 from eventflow.postgres.connection import STATEMENT_SECONDS
+from reliability.asking import Producer
 from reliability.checker import Violation
 from reliability.faults import Fault
 from reliability.history import Evidence
@@ -17,7 +19,7 @@ from reliability.scenario import Ask, PlannedFault, Scenario, WorkerPlan, scenar
 from reliability.simulator import shrink as shrinking
 from reliability.simulator.clocks import SimulatedClock
 from reliability.simulator.link import Link
-from reliability.simulator.loop import DeadlockError, Process, SimulatedLoop
+from reliability.simulator.loop import THREAD, DeadlockError, Process, SimulatedLoop
 from reliability.simulator.run import Result, play
 from reliability.simulator.server import Server
 from reliability.simulator.stores import commit, read
@@ -54,6 +56,67 @@ def test_a_seed_always_goes_the_same_way() -> None:
 def test_nothing_is_wrong(seed: int) -> None:
     """In a few seeds: ``make simulate`` plays thousands."""
     assert play(scenario(seed)).violations == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ValueError("broken"), ": ValueError('broken')"), (None, ", and nobody has asked it to stop")],
+    ids=["fails", "leaves"],
+)
+def test_a_worker_that_ends_by_itself_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, told: str
+) -> None:
+    """And is missed in the end, though others do its work."""
+    goes_on = Worker.run
+
+    async def run(worker: Worker) -> None:
+        if THREAD.get().process.name != "worker-1.1":
+            await goes_on(worker)
+        elif error is not None:
+            raise error
+
+    monkeypatch.setattr(Worker, "run", run)
+
+    [ended, missing] = play(quiet_run()).violations
+
+    assert str(ended) == f"I11: worker-1.1 has ended{told}"
+    assert str(missing).startswith("I11: worker-1 is not there 60.")
+
+
+def test_a_worker_that_fails_when_it_is_asked_to_stop_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if another one has taken its place."""
+    goes_on = Worker.run
+
+    async def run(worker: Worker) -> None:
+        await goes_on(worker)
+        if THREAD.get().process.name == "worker-1.1":
+            raise ValueError("broken")
+
+    monkeypatch.setattr(Worker, "run", run)
+    stops = PlannedFault(at=0.5, fault=Fault.STOP, target=1, seconds=0.1, amount=1)
+
+    [ended] = play(quiet_run(stops)).violations
+
+    assert str(ended) == "I11: worker-1.1 has ended: ValueError('broken')"
+
+
+def test_a_call_without_an_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for it longer than a minute."""
+
+    async def make(_producer: Producer, _ask: Ask) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(Producer, "make", make)
+
+    [call, *_] = play(quiet_run()).violations
+
+    assert str(call).startswith("I11: call 1 of producer-0.1 is under way 60.")
+
+
+def quiet_run(*faults: PlannedFault) -> Scenario:
+    """Two workers, a producer and a job."""
+    asks = (Ask(at=0.1, producer=0, number=1, what="work"),)
+    return Scenario(1, (WorkerPlan(), WorkerPlan()), 1, asks, faults)
 
 
 def test_time_costs_nothing(loop: SimulatedLoop) -> None:
