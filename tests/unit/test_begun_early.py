@@ -23,12 +23,14 @@ class Desk:
 
     Attributes:
         journal: What was done, and to which order.
+        known: How many jobs were here when the last commit began.
         conflicts: So many commits fail by a conflict.
         handlers_wait: Whether they let others go on.
     """
 
     def __init__(self, *, concurrency: int = 1, timeout: timedelta | None = None) -> None:
         self.journal: list[str] = []
+        self.known = 0
         self.conflicts = 0
         self.handlers_wait = True
         self.most = 0
@@ -83,6 +85,7 @@ class Desk:
     async def _commit(self, changes: Changes) -> None:
         assert changes.stream is not None
         self._inside += 1
+        self.known = len(list(self.slots.ids()))
         try:
             self.note("commit", changes.stream.aggregate_id)
             await self._commits.acquire()
@@ -256,6 +259,18 @@ async def test_stopping_worker_gives_back_what_it_has_begun_early() -> None:
     assert desk.journal == ["look a", "handle a", "commit a", "look b"]
     assert desk.rig.outcomes == [Outcome.RELEASED]
     assert desk.slots.free == 1
+
+
+async def test_job_is_known_before_its_task_has_begun() -> None:
+    """Or a look for claims whose answer was lost would take it for one of them, and it would run twice."""
+    desk = Desk()
+
+    async with desk.open():
+        desk.slots.put(desk.claim(name) for name in "abc")
+        await others_rest()
+        assert desk.known == 3
+        await desk.let_commit(3)
+        assert await desk.slots.wait_until_idle(1)
 
 
 async def test_job_that_was_begun_early_can_be_cancelled() -> None:

@@ -281,6 +281,7 @@ class Slots:
             claim, _ = self._line.popleft()
             job = RunningJob(claim, anyio.CancelScope(), Wakeup(self._clock))
             self._early.append(job)
+            self._running[claim.id] = job  # not only when its task begins: it must be known without a gap
             self._start(self._work_early, job)
             self._freed()
 
