@@ -13,9 +13,11 @@ from eventflow import CommandContext, JobContext, Services
 from eventflow.clock import to_microseconds
 from reliability.faults import Fault
 from reliability.history import AnyEntry, Began, Ended, Failed, Saw, line_of
+from reliability.rig.ledger import Ledger
 from reliability.workload import Effects, flow_of
 
 DIRECTORY, NAME, IS_OLD = "EVENTFLOW_RIG_DIRECTORY", "EVENTFLOW_RIG_NAME", "EVENTFLOW_RIG_OLD"
+WALL_MINUS_MONOTONIC = "EVENTFLOW_RIG_WALL_MINUS_MONOTONIC"
 """What the rig tells its processes in their environment."""
 
 
@@ -41,17 +43,21 @@ def diary_of_this_process() -> Diary:
 
 
 class _Effects:
-    def __init__(self, diary: Diary) -> None:
+    def __init__(self, diary: Diary, ledger: Ledger) -> None:
         self._diary = diary
+        self._ledger = ledger
+        self._wall_minus_monotonic = float(os.environ[WALL_MINUS_MONOTONIC])
 
     async def began(self, number: int, context: JobContext | CommandContext) -> None:
         attempt, due_us = 0, 0
         if isinstance(context, JobContext):
             attempt, due_us = context.attempt, to_microseconds(context.due_at)
-        store_us = time.time_ns() // 1000  # of the same machine
-        self._diary.note(Began(time.monotonic(), self._diary.name, number, attempt, store_us, due_us))
+        now = time.monotonic()
+        store_us = int((now + self._wall_minus_monotonic) * 1e6)  # the same machine's; its wall clock may look wrong
+        self._diary.note(Began(now, self._diary.name, number, attempt, store_us, due_us))
 
     async def ended(self, number: int, context: JobContext | CommandContext) -> None:
+        await self._ledger.book(number, self._diary.name)
         self._diary.note(Ended(time.monotonic(), self._diary.name, number))
 
     async def saw(self, account_id: str, stream_version: int) -> None:
@@ -62,7 +68,7 @@ class _Effects:
 
     async def block(self, seconds: float) -> None:
         self._diary.note(Failed(time.monotonic(), Fault.BLOCK.value, self._diary.name, seconds))
-        time.sleep(seconds)
+        time.sleep(seconds)  # what is asked for: nothing else goes on in this event loop
 
     async def die(self) -> None:
         self._diary.note(Failed(time.monotonic(), Fault.KILL.value, self._diary.name))
@@ -71,8 +77,9 @@ class _Effects:
 
 @asynccontextmanager
 async def _lifespan(services: Services) -> AsyncGenerator[None]:
-    services.register_value(Effects, _Effects(diary_of_this_process()))
-    yield
+    async with Ledger.of_this_process() as ledger:
+        services.register_value(Effects, _Effects(diary_of_this_process(), ledger))
+        yield
 
 
 flow = flow_of(_lifespan, is_new=IS_OLD not in os.environ)

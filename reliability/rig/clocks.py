@@ -41,4 +41,5 @@ class SettableClock:
         script = directory / "postgres"
         script.write_text(f'#!/bin/sh\n{settings} exec {found.program("postgres")} "$@"\n')
         script.chmod(0o755)
+        (directory / "initdb").symlink_to(found.program("initdb"))
         return PostgresBinaries(directory, found.version)

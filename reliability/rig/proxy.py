@@ -34,9 +34,17 @@ class Proxy:
         self.cuts = 0
         """Connections that were cut."""
 
+    def aim(self, target: str) -> None:
+        """New connections lead to another server."""
+        self._target = urlsplit(target)
+
     def cut_after(self, marker: bytes, *, passage: int = 1) -> None:
         """Once: let the message with this text reach the server, and cut its connection before the answer."""
         self._marker, self._count, self._marked_arrives = marker, passage, True
+
+    def disarm(self) -> None:
+        """Nobody is cut off any more, unless that is said again."""
+        self._marker = None
 
     def cut_before(self, marker: bytes) -> None:
         """Once: cut a client off when it sends this text; the message is under way until :meth:`deliver`."""
@@ -103,9 +111,10 @@ class Proxy:
                     self._links.remove(link)
 
     async def _open_server(self) -> ByteStream:
-        hosts = parse_qs(self._target.query).get("host")
-        if hosts:
-            return await anyio.connect_unix(Path(hosts[0]) / ".s.PGSQL.5432")
+        query = parse_qs(self._target.query)
+        if "host" in query:
+            port = query.get("port", ["5432"])[0]
+            return await anyio.connect_unix(Path(query["host"][0]) / f".s.PGSQL.{port}")
         return await anyio.connect_tcp(self._target.hostname or "localhost", self._target.port or 5432)
 
     def take_marked(self, data: bytes) -> bool:

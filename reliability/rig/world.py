@@ -1,28 +1,31 @@
-"""A server, and processes that each reach it through a proxy of their own."""
+"""Servers, and processes that each reach the primary through a proxy of their own."""
 
-import asyncio
 import os
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import anyio
 import asyncpg
-import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
-from eventflow.devdb import EmbeddedPostgres, cached_template
 from eventflow.postgres import Connection, migrate
-from reliability.rig.application import DIRECTORY, IS_OLD, NAME
+from reliability.faults import Fault
+from reliability.rig import application, ledger
+from reliability.rig.clocks import skewed
+from reliability.rig.ledger import Ledger
+from reliability.rig.pooler import PgBouncer, pgbouncer
+from reliability.rig.processes import RealProcess
 from reliability.rig.proxy import Proxy
+from reliability.rig.servers import APP, Servers
 from reliability.rig.transitions import Transitions
-from reliability.scenario import SETTINGS, Ask, WorkerPlan
+from reliability.scenario import SETTINGS, Scenario, WorkerPlan
 
 ROOT = Path(__file__).parents[2]
+CREATE_APP = f"CREATE ROLE {APP} LOGIN IN ROLE eventflow_worker"
 
 
 class World:
@@ -30,50 +33,118 @@ class World:
     What a schedule plays in.
 
     Attributes:
-        server: Postgres, durable.
-        dsn: Its address, past all proxies.
+        servers: Postgres, durable.
         directory: Diaries and logs.
-        transitions: Every change of a job.
+        ledger: In another server.
         group: What goes on in it; cancelled at its end.
     """
 
-    def __init__(self, server: EmbeddedPostgres, directory: Path, group: TaskGroup) -> None:
-        self.server = server
-        self.dsn = server.dsn()
+    def __init__(self, servers: Servers, directory: Path, books: Ledger, group: TaskGroup) -> None:
+        self.servers = servers
         self.directory = directory
-        self.transitions = Transitions(self.dsn)
+        self.ledger = books
         self.group = group
+        self._proxies: list[Proxy] = []
+        self._bouncer: PgBouncer | None = None
+        self._wall_minus_monotonic = time.time() - time.monotonic()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, directory: Path) -> AsyncGenerator["World"]:
-        """A server with eventflow's tables; must be called in the main thread, whose end is the server's."""
-        server = EmbeddedPostgres(directory / "postgres", template=cached_template())
-        server.start()
-        try:
-            async with anyio.create_task_group() as group:
-                world = cls(server, directory, group)
-                async with world.admin() as admin:
-                    await migrate(admin)
-                await world.transitions.install()
-                yield world
-                group.cancel_scope.cancel()
-        finally:
-            server.stop("immediate")
+    async def open(cls, scenario: Scenario, directory: Path, books: Ledger) -> AsyncGenerator["World"]:
+        """Servers with eventflow's tables; must be called in the main thread, whose end is theirs."""
+        faults = {fault.fault for fault in scenario.faults}
+        async with AsyncExitStack() as stack:
+            servers = stack.enter_context(Servers.running(directory, faults))
+            group = await stack.enter_async_context(anyio.create_task_group())
+            world = cls(servers, directory, books, group)
+            async with world.admin() as admin:
+                await migrate(admin)
+                await admin.execute(CREATE_APP)
+            await world.transitions.install()
+            if Fault.PROMOTE in faults:
+                await servers.replicate()
+            if any(plan.is_pooled for plan in scenario.workers):
+                world._bouncer = stack.enter_context(pgbouncer(await world._serve(world.app_dsn), pool_size=10))
+            yield world
+            group.cancel_scope.cancel()
+
+    @property
+    def transitions(self) -> Transitions:
+        """Every change of a job."""
+        return Transitions(self.servers.dsn)
 
     @asynccontextmanager
     async def admin(self) -> AsyncGenerator[Connection]:
         """A superuser's connection, past all proxies."""
-        connection: Connection = await asyncpg.connect(self.dsn)
+        connection: Connection = await asyncpg.connect(self.servers.dsn)
         try:
             yield connection
         finally:
             connection.terminate()
 
-    async def proxy(self) -> tuple[Proxy, str]:
-        """A proxy for one process, and the address of the database through it."""
-        proxy = Proxy(self.dsn)
-        return proxy, await self.group.start(_serve, proxy)
+    @property
+    def app_dsn(self) -> str:
+        """The primary's address for the processes' role, past all proxies."""
+        return self.servers.dsn.replace("postgres@", f"{APP}@", 1)
+
+    async def promote(self) -> None:
+        """The primary dies, the standby takes its place, and all proxies lead there."""
+        await self.servers.promote()
+        for proxy in self._proxies:
+            proxy.aim(self.app_dsn)
+            proxy.reset()
+
+    async def start_worker(self, name: str, plan: WorkerPlan) -> RealProcess:
+        """``eventflow worker``, as users start it."""
+        options = [
+            f"--concurrency={plan.concurrency}",
+            f"--heartbeat-interval={SETTINGS.heartbeat_interval}",
+            f"--fence-after={SETTINGS.fence_after}",
+            f"--lease-duration={SETTINGS.lease_duration}",
+            f"--grace-period={SETTINGS.grace_period}",
+        ]
+        environment = {} if plan.is_new else {application.IS_OLD: "1"}
+        if plan.ahead:
+            environment |= skewed(plan.ahead)
+        command = ["-m", "eventflow", "worker", "reliability.rig.application:flow", *options]
+        return await self._start(name, command, environment, is_pooled=plan.is_pooled)
+
+    async def start_producer(self, name: str) -> RealProcess:
+        """A process that makes the calls it is given."""
+        return await self._start(name, ["-m", "reliability.rig.producer"], {}, is_pooled=False)
+
+    async def _start(
+        self, name: str, command: Sequence[str], environment: dict[str, str], *, is_pooled: bool
+    ) -> RealProcess:
+        if is_pooled and self._bouncer is not None:
+            proxy = Proxy(self._bouncer.dsn)
+        else:
+            proxy = Proxy(self.app_dsn)
+            self._proxies.append(proxy)
+        about = {
+            "EVENTFLOW_DSN": await self.group.start(_serve, proxy),
+            application.DIRECTORY: str(self.directory),
+            application.NAME: name,
+            application.WALL_MINUS_MONOTONIC: str(self._wall_minus_monotonic),
+            ledger.DSN: self.ledger.dsn,
+            ledger.RUN: self.ledger.run,
+        }
+        with (self.directory / f"{name}.log").open("wb") as log:
+            process = Popen(  # noqa: ASYNC220 - it is waited for elsewhere
+                [sys.executable, *command],
+                cwd=ROOT,
+                env={**os.environ, **about, **environment},
+                stdin=PIPE,
+                stdout=log,
+                stderr=log,
+            )
+        return RealProcess(name, proxy, process)
+
+    async def _serve(self, target: str) -> str:
+        """The address of a server through a proxy that is in the way of several processes."""
+        proxy = Proxy(target)
+        self._proxies.append(proxy)
+        return await self.group.start(_serve, proxy)
 
 
 async def _serve(proxy: Proxy, *, task_status: TaskStatus[str]) -> None:
@@ -82,103 +153,11 @@ async def _serve(proxy: Proxy, *, task_status: TaskStatus[str]) -> None:
         await anyio.sleep_forever()
 
 
-class RealProcess:
-    """
-    A worker or producer of its own.
-
-    Attributes:
-        name: In histories.
-        proxy: Between it and the server.
-        stop_asked_at: Monotonic seconds.
-        asked: Numbers of the calls that it was to make.
-    """
-
-    def __init__(self, name: str, proxy: Proxy, process: "subprocess.Popen[bytes]") -> None:
-        self.name = name
-        self.proxy = proxy
-        self.process = process
-        self.stop_asked_at: float | None = None
-        self.asked: set[int] = set()
-
-    @property
-    def runs(self) -> bool:
-        """It has not ended."""
-        return self.process.poll() is None
-
-    def send(self, number: signal.Signals) -> None:
-        """A signal, if it still runs."""
-        if self.runs:
-            self.process.send_signal(number)
-
-    def stop(self) -> None:
-        """Ask it to end in good order: a worker by SIGTERM, a producer by the end of its input."""
-        self.stop_asked_at = time.monotonic()
-        if self.is_producer and self.process.stdin is not None:
-            self.process.stdin.close()
-        else:
-            self.send(signal.SIGTERM)
-
-    @property
-    def is_producer(self) -> bool:
-        """It makes calls."""
-        return self.name.startswith("producer")
-
-    def ask(self, ask: Ask) -> None:
-        """Have a producer make a call."""
-        if self.runs and self.process.stdin is not None:
-            self.process.stdin.write(msgspec.json.encode(ask) + b"\n")
-            self.process.stdin.flush()
-            if ask.what not in ("cancel", "move"):
-                self.asked.add(ask.number)
-
-    async def ended(self) -> int:
-        """Its exit code, as soon as there is one."""
-        while self.process.poll() is None:
-            await anyio.sleep(0.01)
-        return self.process.returncode
-
-
-async def start_worker(world: World, name: str, plan: WorkerPlan) -> RealProcess:
-    """``eventflow worker``, as users start it."""
-    options = [
-        f"--concurrency={plan.concurrency}",
-        f"--heartbeat-interval={SETTINGS.heartbeat_interval}",
-        f"--fence-after={SETTINGS.fence_after}",
-        f"--lease-duration={SETTINGS.lease_duration}",
-        f"--grace-period={SETTINGS.grace_period}",
-    ]
-    command = ["-m", "eventflow", "worker", "reliability.rig.application:flow", *options]
-    return await _start(world, name, command, **({} if plan.is_new else {IS_OLD: "1"}))
-
-
-async def start_producer(world: World, name: str) -> RealProcess:
-    """A process that makes the calls it is given."""
-    return await _start(world, name, ["-m", "reliability.rig.producer"])
-
-
-async def _start(world: World, name: str, command: Sequence[str], **environment: str) -> RealProcess:
-    proxy, dsn = await world.proxy()
-    about = {"EVENTFLOW_DSN": dsn, DIRECTORY: str(world.directory), NAME: name}
-    return RealProcess(name, proxy, _popen(command, {**about, **environment}, world.directory / f"{name}.log"))
-
-
-def _popen(command: Sequence[str], environment: Mapping[str, str], log: Path) -> "subprocess.Popen[bytes]":
-    with log.open("wb") as stream:
-        return subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env={**os.environ, **environment},
-            stdin=subprocess.PIPE,
-            stdout=stream,
-            stderr=stream,
-        )
-
-
 async def until(condition: Callable[[], bool], seconds: float) -> bool:
     """Wait for something, so long at most; whether it came."""
-    deadline = asyncio.get_running_loop().time() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        if asyncio.get_running_loop().time() > deadline:
+        if time.monotonic() > deadline:
             return False
         await anyio.sleep(0.02)
     return True

@@ -1,0 +1,60 @@
+"""One schedule, in a process of its own: its main thread's end is the servers'."""
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+from reliability.history import write_lines
+from reliability.rig.ledger import Ledger
+from reliability.rig.run import Result, play
+from reliability.rig.schedules import schedule
+from reliability.scenario import Scenario
+
+HISTORIES = Path(".chaos")
+"""Where the histories of failed schedules are kept."""
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of one schedule."""
+
+    seed: int
+    jobs: int
+    faults: dict[str, int]
+    seconds: float
+    violations: list[str]
+
+
+def play_one(seed: int, ledger_dsn: str, run: str) -> Outcome:
+    """Play one schedule in this process."""
+    logging.disable(logging.CRITICAL)
+    began, scenario = time.monotonic(), schedule(seed)
+    directory = Path(tempfile.mkdtemp(prefix="efrig-"))
+    directory.chmod(0o755)  # Postgres runs under another account
+    try:
+        result = asyncio.run(_play(scenario, directory, ledger_dsn, f"{run} {seed}"))
+        violations = [str(violation) for violation in result.violations]
+        if violations:
+            _keep(scenario, directory, result)
+        kinds = [fault.fault.value for fault in scenario.faults]
+        faults = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+        return Outcome(seed, len(result.evidence.jobs), faults, time.monotonic() - began, violations)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _play(scenario: Scenario, directory: Path, ledger_dsn: str, run: str) -> Result:
+    async with Ledger(ledger_dsn, run) as ledger:
+        return await play(scenario, directory, ledger)
+
+
+def _keep(scenario: Scenario, directory: Path, result: Result) -> None:
+    kept = HISTORIES / str(scenario.seed)
+    shutil.rmtree(kept, ignore_errors=True)
+    shutil.copytree(directory, kept, ignore=shutil.ignore_patterns("data", "bin", "disk"))
+    write_lines(kept / "history.jsonl", result.evidence.entries)
+    (kept / "scenario.json").write_bytes(msgspec.json.encode(scenario))
