@@ -10,7 +10,6 @@ is rescued goes to the end of the line, and waiting there is not what is measure
 import argparse
 import asyncio
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,12 +17,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import asyncpg
 
 from eventflow import App, EventFlow, Job, JobContext, Services, SystemClock, WorkerSettings
 from eventflow.devdb import EmbeddedPostgres
 from eventflow.postgres import Connection, migrate
+from reliability.reports import keep, summary
 
 CONCURRENCY = 10
 JOB_SECONDS = 0.25
@@ -152,7 +153,7 @@ def start_worker() -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-m", "benchmarks.kill_to_restart", "--worker"])
 
 
-async def measure(dsn: str, *, kills: int, workers: int) -> None:
+async def measure(dsn: str, *, kills: int, workers: int) -> list[dict[str, Any]]:  # Any: numbers, and what they say
     """Kill, and print what was seen."""
     admin: Connection = await asyncpg.connect(dsn)
     await migrate(admin)
@@ -169,19 +170,18 @@ async def measure(dsn: str, *, kills: int, workers: int) -> None:
             for worker in killing.workers:
                 worker.kill()
                 worker.wait()
-    _report("each job", [seconds for kill in killing.restarts for seconds in kill])
-    _report("last of a kill", [max(kill) for kill in killing.restarts])
+    every = [seconds for kill in killing.restarts for seconds in kill]
+    results = [
+        summary("SIGKILL of a worker until each of its jobs runs again", every),
+        summary("SIGKILL of a worker until the last of its jobs runs again", [max(kill) for kill in killing.restarts]),
+    ]
+    for result in results:
+        print(result)
     print(f"{kills} kills, {killing.scheduled} jobs")
     for row in await admin.fetch(OUTCOMES):
         print(f"  {row['state']} with attempt {row['attempt']}: {row['jobs']}")
     await admin.close()
-
-
-def _report(name: str, times: Sequence[float]) -> None:
-    ordered = sorted(times)
-    p95 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))]
-    median = statistics.median(ordered)
-    print(f"{name:15} median {median:.2f} s, p95 {p95:.2f} s, longest {ordered[-1]:.2f} s, {len(ordered)} times")
+    return results
 
 
 def main() -> None:
@@ -190,6 +190,7 @@ def main() -> None:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--kills", type=int, default=100, help="kills of a worker that holds jobs")
     parser.add_argument("--workers", type=int, default=4, help="workers at any time")
+    parser.add_argument("--report", action="store_true", help="keep the results for docs/reliability.md")
     options = parser.parse_args()
     if options.worker:
         asyncio.run(run_worker())
@@ -198,7 +199,9 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="eventflow-bench-") as directory,
         EmbeddedPostgres(Path(directory) / "postgres") as server,
     ):
-        asyncio.run(measure(server.dsn(), kills=options.kills, workers=options.workers))
+        results = asyncio.run(measure(server.dsn(), kills=options.kills, workers=options.workers))
+    if options.report:
+        keep("recovery", results)
 
 
 if __name__ == "__main__":

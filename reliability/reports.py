@@ -1,7 +1,7 @@
 """Results that are kept, by commit, so that what several runs have shown adds up."""
 
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,26 @@ def keep(kind: str, results: Iterable[Mapping[str, Any]]) -> None:  # Any: plain
             file.write(msgspec.json.encode(about | dict(result)) + b"\n")
 
 
+def summary(what: str, seconds: Sequence[float]) -> dict[str, Any]:
+    """What is kept of many tries: the median, the 99th percentile and the longest."""
+    ordered = sorted(seconds)
+    return {
+        "what": what,
+        "tries": len(ordered),
+        "p50": round(_percentile(ordered, 0.5), 2),
+        "p99": round(_percentile(ordered, 0.99), 2),
+        "longest": round(ordered[-1], 2),
+    }
+
+
 def kept(kind: str) -> list[dict[str, Any]]:
     """What has been kept, oldest first."""
     path = REPORTS / f"{kind}.jsonl"
     return msgspec.json.Decoder(dict[str, Any]).decode_lines(path.read_bytes()) if path.exists() else []
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def _git(*arguments: str) -> str:

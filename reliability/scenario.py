@@ -81,6 +81,11 @@ class PlannedFault(msgspec.Struct, frozen=True):
     seconds: float
     amount: int
 
+    @property
+    def over_at(self) -> float:
+        """When it has passed."""
+        return self.at + (0.0 if self.fault is Fault.SET_CLOCK else self.seconds)
+
 
 class Scenario(msgspec.Struct, frozen=True):
     """A run, but for its latencies, which follow from its seed."""

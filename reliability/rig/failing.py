@@ -53,7 +53,7 @@ PAYLOADS = (
     "[]",
     '{"number": "one"}',
     '{"number": 1e400}',
-    '{"number": 7, "nap": -1}',
+    '{"number": -7, "nap": -1}',
     '{"a": "\\u0000"}',
 )
 HEADERS = (None, "[]", '{"correlation_id": 1}', '"\\ud800"')

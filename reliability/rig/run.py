@@ -78,7 +78,7 @@ class Rig:
         await self.crew.start()
         self._began_at = time.monotonic()
         await self._play()
-        await self._until(max((fault.at + fault.seconds for fault in self._scenario.faults), default=0.0))
+        await self._until(max((fault.over_at for fault in self._scenario.faults), default=0.0))
         await self._failures.heal()
         healed_at = time.monotonic()
         await anyio.sleep(LATE_SECONDS)

@@ -12,6 +12,7 @@ import anyio
 import asyncpg
 from anyio.abc import TaskGroup, TaskStatus
 
+from eventflow.jobs.worker import WorkerSettings
 from eventflow.postgres import Connection, migrate
 from reliability.faults import Fault
 from reliability.rig import application, ledger
@@ -39,24 +40,29 @@ class World:
         group: What goes on in it; cancelled at its end.
     """
 
-    def __init__(self, servers: Servers, directory: Path, books: Ledger, group: TaskGroup) -> None:
+    def __init__(
+        self, servers: Servers, directory: Path, books: Ledger, settings: WorkerSettings, group: TaskGroup
+    ) -> None:
         self.servers = servers
         self.directory = directory
         self.ledger = books
         self.group = group
+        self._settings = settings
         self._proxies: list[Proxy] = []
         self._bouncer: PgBouncer | None = None
         self._wall_minus_monotonic = time.time() - time.monotonic()
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, scenario: Scenario, directory: Path, books: Ledger) -> AsyncGenerator["World"]:
+    async def open(
+        cls, scenario: Scenario, directory: Path, books: Ledger, settings: WorkerSettings = SETTINGS
+    ) -> AsyncGenerator["World"]:
         """Servers with eventflow's tables; must be called in the main thread, whose end is theirs."""
         faults = {fault.fault for fault in scenario.faults}
         async with AsyncExitStack() as stack:
             servers = stack.enter_context(Servers.running(directory, faults))
             group = await stack.enter_async_context(anyio.create_task_group())
-            world = cls(servers, directory, books, group)
+            world = cls(servers, directory, books, settings, group)
             async with world.admin() as admin:
                 await migrate(admin)
                 await admin.execute(CREATE_APP)
@@ -98,10 +104,10 @@ class World:
         """``eventflow worker``, as users start it."""
         options = [
             f"--concurrency={plan.concurrency}",
-            f"--heartbeat-interval={SETTINGS.heartbeat_interval}",
-            f"--fence-after={SETTINGS.fence_after}",
-            f"--lease-duration={SETTINGS.lease_duration}",
-            f"--grace-period={SETTINGS.grace_period}",
+            f"--heartbeat-interval={self._settings.heartbeat_interval}",
+            f"--fence-after={self._settings.fence_after}",
+            f"--lease-duration={self._settings.lease_duration}",
+            f"--grace-period={self._settings.grace_period}",
         ]
         environment = {} if plan.is_new else {application.IS_OLD: "1"}
         if plan.ahead:

@@ -108,8 +108,3 @@ _FAILURES: dict[Fault, Callable[[Failing, Seat, PlannedFault], None]] = {
     Fault.RESTART: Failing._restart,
     Fault.SET_CLOCK: Failing._set_clock,
 }
-
-
-def over_at(planned: PlannedFault) -> float:
-    """When a fault has had its time."""
-    return planned.at if planned.fault is Fault.SET_CLOCK else planned.at + planned.seconds

@@ -16,7 +16,7 @@ from reliability.history import PROBE, AnyEntry, Asked, Evidence
 from reliability.scenario import LATE_SECONDS, RECOVERY_SECONDS, Ask, Scenario
 from reliability.simulator.clocks import SimulatedClock
 from reliability.simulator.crew import Crew, Member
-from reliability.simulator.failing import Failing, over_at
+from reliability.simulator.failing import Failing
 from reliability.simulator.loop import DeadlockError, SimulatedLoop
 from reliability.simulator.server import Call, Server
 
@@ -140,7 +140,7 @@ class Play:
         for at, step in sorted(steps, key=lambda step: step[0]):
             await self._until(at)
             step()
-        await self._until(max(map(over_at, faults), default=0.0))
+        await self._until(max((fault.over_at for fault in faults), default=0.0))
 
     async def _until(self, at: float) -> None:
         await self._clock.sleep(max(0.0, at - self._loop.time()))
