@@ -1,7 +1,8 @@
 """``python -m reliability.page``: makes the tables of ``docs/reliability.md`` from what is in ``reports/``."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ PAGE = ROOT / "docs/reliability.md"
 
 def page(text: str) -> str:
     """The page with its tables made anew: each stands between ``<!-- name -->`` and ``<!-- end -->``."""
-    for name, lines in {"simulator": _simulator(), "chaos": _chaos(), "bugs": _bugs()}.items():
-        made = "\n".join(["<!-- " + name + " -->", "", *lines, "", "<!-- end -->"])
+    for name, lines in _TABLES.items():
+        made = "\n".join(["<!-- " + name + " -->", "", *lines(), "", "<!-- end -->"])
         text, count = re.subn(rf"<!-- {name} -->.*?<!-- end -->", lambda _, made=made: made, text, flags=re.DOTALL)
         if count != 1:
             raise SystemExit(f"{PAGE} has {count} places for the table of the {name}")
@@ -47,8 +48,30 @@ def _chaos() -> list[str]:
 
 def _sums(outcomes: Sequence[Mapping[str, Any]]) -> list[str]:
     failed = sum(bool(outcome["violations"]) for outcome in outcomes)
-    jobs, faults = (sum(outcome[name] for outcome in outcomes) for name in ("jobs", "faults"))
-    return [f"{figure:,}" for figure in (len(outcomes), jobs, faults, failed)]
+    jobs = sum(outcome["jobs"] for outcome in outcomes)
+    return [f"{figure:,}" for figure in (len(outcomes), jobs, _faults(outcomes).total(), failed)]
+
+
+def _faults(outcomes: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    faults: Counter[str] = Counter()
+    for outcome in outcomes:
+        faults.update(outcome["faults"])
+    return faults
+
+
+def _kinds() -> list[str]:
+    faults = _faults(kept("chaos"))
+    return _table(("fault", "times"), [(name, f"{times:,}") for name, times in sorted(faults.items())])
+
+
+def _recovery() -> list[str]:
+    latest = {result["what"]: result for result in kept("recovery")}
+    head = ("from", "tries", "median", "99th percentile", "longest", "commit")
+    rows = [
+        (what, str(run["tries"]), *(f"{run[figure]:.2f} s" for figure in ("p50", "p99", "longest")), run["commit"])
+        for what, run in latest.items()
+    ]
+    return _table(head, rows) if rows else ["Nothing has been kept yet."]
 
 
 def _bugs() -> list[str]:
@@ -60,6 +83,15 @@ def _bugs() -> list[str]:
     ]
     caught = sum(bool(result["by"]) for _, result in known)
     return [f"{caught} of {len(MUTANTS)} are caught.", "", *_table(("bug", "where", "caught by", "seen"), rows)]
+
+
+_TABLES: Mapping[str, Callable[[], Sequence[str]]] = {
+    "simulator": _simulator,
+    "chaos": _chaos,
+    "kinds": _kinds,
+    "recovery": _recovery,
+    "bugs": _bugs,
+}
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

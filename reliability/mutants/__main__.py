@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from reliability.mutants.catalogue import MUTANTS, SIMULATOR, Mutant
+from reliability.mutants.catalogue import CHAOS, MUTANTS, SIMULATOR, Mutant
 from reliability.reports import commit_number, keep
 
 ROOT = Path(__file__).parents[2]
@@ -46,15 +46,18 @@ def hunt(mutant: Mutant) -> Caught:
             source = ROOT / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
         plant(mutant, root)
-        found = subprocess.run(
-            _command(mutant),
-            cwd=root,
-            env=os.environ | {"PYTHONPATH": directory},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=LIMIT_SECONDS,
-        )
+        try:
+            found = subprocess.run(
+                _command(mutant),
+                cwd=root,
+                env=os.environ | {"PYTHONPATH": directory},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=LIMIT_SECONDS,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise SystemExit(f"{mutant.name}: {mutant.caught_by} has not ended after {LIMIT_SECONDS:g} s") from exc
     seconds = time.monotonic() - began
     if not found.returncode:
         return Caught(mutant.name, "", "", seconds)
@@ -71,16 +74,20 @@ def plant(mutant: Mutant, root: Path) -> None:
 
 
 def _command(mutant: Mutant) -> list[str]:
+    first, processes = ("--first", str(mutant.first)), ("--processes", "1")
     if mutant.caught_by == SIMULATOR:
-        arguments = ("--first", "0", "--seeds", str(mutant.seeds), "--processes", "1", "--stop")
-        return [sys.executable, "-m", "reliability.simulator", *arguments]
+        seeds = ("--seeds", str(mutant.seeds))
+        return [sys.executable, "-m", "reliability.simulator", *first, *seeds, *processes, "--stop"]
+    if mutant.caught_by == CHAOS:
+        schedules = ("--schedules", str(mutant.seeds))
+        return [sys.executable, "-m", "reliability.rig", *first, *schedules, *processes, "--stop"]
     return [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.caught_by.split()]
 
 
 def _how(mutant: Mutant, found: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in found.stdout.splitlines()]
-    sign = "SEED=" if mutant.caught_by == SIMULATOR else "FAILED"
-    told = [line for line in lines if line.startswith(sign)]
+    sign = "SEED=" if mutant.caught_by in (SIMULATOR, CHAOS) else "FAILED"
+    told = [line for line in lines if line.startswith(sign) and not line.endswith(" ok")]
     if not told:  # it broke instead of failing, which says nothing
         raise SystemExit(f"{mutant.name}: {found.stdout[-2000:]}{found.stderr[-2000:]}")
     return told[0].partition(" - ")[0][:200]

@@ -3,6 +3,7 @@
 import msgspec
 
 SIMULATOR = "simulator"
+CHAOS = "chaos"
 
 
 class Mutant(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,8 +15,9 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
         path: The file.
         before: What stands there, exactly once.
         after: What the bug makes of it.
-        caught_by: ``simulator``, or the tests to run.
-        seeds: So many at most, before the simulator is said to have missed it.
+        caught_by: ``simulator``, ``chaos`` (real processes), or the tests to run.
+        first: Seed from which on it is looked for.
+        seeds: So many at most, before it is said to be missed.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     before: str
     after: str
     caught_by: str = SIMULATOR
+    first: int = 0
     seeds: int = 4000
 
 
@@ -294,4 +297,32 @@ IN_SQL = (
     ),
 )
 
-MUTANTS = (*IN_PYTHON, *IN_SQL)
+BY_REAL_PROCESSES = (
+    Mutant(
+        name="begun-early-not-known",
+        path=WORKER + "slots.py",
+        before="            self._running[claim.id] = job  # not only when its task begins",
+        after="            #",
+        caught_by=CHAOS,
+        first=9,
+        seeds=16,
+    ),
+    Mutant(
+        name="lost-insert-called-done",
+        path="eventflow/postgres/job_store.py",
+        before="            if not await self._exist(jobs):\n                raise\n",
+        after="",
+        caught_by=CHAOS,
+        seeds=16,
+    ),
+    Mutant(
+        name="lost-insert-called-refused",
+        path="eventflow/postgres/translation.py",
+        before='    return not state or (state.startswith(("08", "57P")) and state not in _NEVER_RUN)',
+        after="    return False",
+        caught_by=CHAOS,
+        seeds=16,
+    ),
+)
+
+MUTANTS = (*IN_PYTHON, *IN_SQL, *BY_REAL_PROCESSES)

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="the first of many; default: depends on the commit")
     parser.add_argument("--schedules", type=int, default=30, help="how many")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="so many at a time")
+    parser.add_argument("--stop", action="store_true", help="end with the first that fails")
     parser.add_argument("--report", action="store_true", help="keep the results")
     options = parser.parse_args()
     if os.geteuid() or PROGRAM is None or LIBRARY is None:
@@ -44,6 +45,8 @@ def main() -> None:
         verdict = "; ".join(outcome.violations[:3]) or "ok"
         told = f"{outcome.jobs:3} jobs {sum(outcome.faults.values()):2} faults {outcome.seconds:4.0f} s  {verdict}"
         print(f"SEED={outcome.seed:<14} {told}", flush=True)
+        if outcome.violations and options.stop:
+            break
     failed = [outcome for outcome in outcomes if outcome.violations]
     jobs = sum(outcome.jobs for outcome in outcomes)
     print(f"{len(outcomes)} schedules, {jobs:,} jobs, {len(failed)} failed, {time.monotonic() - began:.0f} s")
@@ -58,8 +61,11 @@ def _play(seeds: Iterable[int], processes: int) -> Iterator[Outcome]:
             asyncio.run(_open(server.dsn()))
             run = new_uuid()
             with ProcessPoolExecutor(processes, max_tasks_per_child=1) as pool:
-                for future in as_completed([pool.submit(play_one, seed, server.dsn(), run) for seed in seeds]):
-                    yield future.result()
+                try:
+                    for future in as_completed([pool.submit(play_one, seed, server.dsn(), run) for seed in seeds]):
+                        yield future.result()
+                finally:
+                    pool.shutdown(cancel_futures=True)
 
 
 async def _open(dsn: str) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from signal import SIGCONT, SIGKILL
+from signal import SIGCONT, SIGKILL, SIGTERM
 
 import anyio
 
@@ -67,13 +67,8 @@ class Crew:
         """Start everybody, and wait until they are there."""
         for seat in self.seats:
             await self._start(seat)
-        logs = [self._world.directory / f"{seat.process.name}.log" for seat in self.seats]
-
-        def are_there() -> bool:
-            return all(any(sign in log.read_text() for sign in STARTED) for log in logs)
-
-        if not await until(are_there, START_SECONDS):
-            raise RuntimeError("\n".join(log.read_text()[-1000:] for log in logs))
+        if not await until(lambda: all(self._is_there(seat.process) for seat in self.seats), START_SECONDS):
+            raise RuntimeError("\n".join(self._log(seat.process)[-1000:] for seat in self.seats))
 
     def ask(self, ask: Ask) -> None:
         """Have a producer make a call, if it is there."""
@@ -122,10 +117,20 @@ class Crew:
         now = time.monotonic()
         if process.stop_asked_at is not None and code != -SIGKILL:
             self.entries.append(Stopped(now, process.name, now - process.stop_asked_at, SETTINGS.grace_period))
-        if code != -SIGKILL and (code != 0 or process.stop_asked_at is None):
+        if code != -SIGKILL and not (process.stop_asked_at is not None and self._may_end_with(code, process)):
             self.amiss.append(f"{process.name} has ended with {code}")
         await anyio.sleep(PAUSE_SECONDS)
         await self._start(seat)
+
+    def _may_end_with(self, code: int, process: RealProcess) -> bool:
+        """A process that was asked to stop; before Python has started there is nobody who takes the signal."""
+        return code == 0 or (code == -SIGTERM and not self._is_there(process))
+
+    def _is_there(self, process: RealProcess) -> bool:
+        return any(sign in self._log(process) for sign in STARTED)
+
+    def _log(self, process: RealProcess) -> str:
+        return (self._world.directory / f"{process.name}.log").read_text()
 
     def _pending(self, process: RealProcess) -> set[int]:
         diary = self._world.directory / f"{process.name}.jsonl"
