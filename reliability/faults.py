@@ -37,6 +37,8 @@ class Fault(Enum):
     """The server's clock is set."""
     TERMINATE = "terminate"
     """The server ends all sessions of a process, one after the other."""
+    CRASH = "crash"
+    """A process dies at a named point of the code; another is started later."""
     PROMOTE = "promote"
     """The server dies, and its replica takes its place."""
     FILL_DISK = "fill_disk"

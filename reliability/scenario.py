@@ -73,6 +73,7 @@ class PlannedFault(msgspec.Struct, frozen=True):
         target: Number of the process, first workers, then producers.
         seconds: How long it lasts, or by how much the clock is set.
         amount: How many calls, or how many times slower.
+        where: The point of the code, as failpoints are given.
     """
 
     at: float
@@ -80,6 +81,7 @@ class PlannedFault(msgspec.Struct, frozen=True):
     target: int
     seconds: float
     amount: int
+    where: str = ""
 
     @property
     def over_at(self) -> float:

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from signal import SIGCONT, SIGKILL, SIGTERM
 
 import anyio
 
-from reliability.history import AnyEntry, Asked, Stopped, read_lines
+from reliability.faults import Fault
+from reliability.history import AnyEntry, Asked, Failed, Stopped, read_lines
 from reliability.rig.processes import RealProcess
 from reliability.rig.world import World, until
 from reliability.scenario import RECOVERY_SECONDS, SETTINGS, Ask, Scenario
@@ -24,11 +26,13 @@ class Seat:
     Where a process runs; when it has ended, another one.
 
     Attributes:
+        dies_at: The point of the code at which the first process ends; ``""``: there is none.
         process: The one that runs, or has ended.
     """
 
-    def __init__(self, name: str, start: Callable[[str], Awaitable[RealProcess]]) -> None:
+    def __init__(self, name: str, dies_at: str, start: Callable[[str, str], Awaitable[RealProcess]]) -> None:
         self.name = name
+        self.dies_at = dies_at
         self.start = start
         self.generation = 0
         self.process: RealProcess
@@ -48,11 +52,15 @@ class Crew:
 
     def __init__(self, scenario: Scenario, world: World) -> None:
         self._world = world
+        ends = {fault.target: fault.where for fault in scenario.faults if fault.fault is Fault.CRASH}
         self.workers = [
-            Seat(f"worker-{number}", lambda name, plan=plan: world.start_worker(name, plan))
+            Seat(f"worker-{number}", ends.get(number, ""), partial(world.start_worker, plan))
             for number, plan in enumerate(scenario.workers)
         ]
-        self.producers = [Seat(f"producer-{number}", world.start_producer) for number in range(scenario.producers)]
+        self.producers = [
+            Seat(f"producer-{number}", ends.get(len(self.workers) + number, ""), world.start_producer)
+            for number in range(scenario.producers)
+        ]
         self.entries: list[AnyEntry] = []
         self.amiss: list[str] = []
         self.processes: dict[int, RealProcess] = {}
@@ -107,7 +115,10 @@ class Crew:
         if self._is_over:
             return
         seat.generation += 1
-        seat.process = await seat.start(f"{seat.name}.{seat.generation}")
+        failpoints, seat.dies_at = seat.dies_at, ""
+        seat.process = await seat.start(f"{seat.name}.{seat.generation}", failpoints)
+        if failpoints:
+            self.entries.append(Failed(time.monotonic(), Fault.CRASH.value, seat.process.name))
         self.processes[seat.process.pid] = seat.process
         self._world.group.start_soon(self._watch, seat, seat.process)
 

@@ -25,6 +25,7 @@ from reliability.scenario import PlannedFault
 
 MESSAGES = 12
 """An answer is lost within so many messages."""
+SLOW_BYTES_PER_SECOND = 64_000
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1"
 TOO_SHORT = {
     "statement_timeout": "15ms",
@@ -80,6 +81,8 @@ class Failures:
 
     async def begin(self, planned: PlannedFault) -> None:
         """Let it fail from now on, for its time."""
+        if planned.fault is Fault.CRASH:
+            return  # at its first start
         process = self._crew.seats[planned.target].process
         target = "server" if planned.fault in ON_THE_SERVER else process.name
         self.entries.append(Failed(time.monotonic(), planned.fault.value, target, planned.seconds))
@@ -99,7 +102,7 @@ class Failures:
             process.send(SIGCONT)
             process.proxy.disarm()
             process.proxy.release()
-            process.proxy.delay = 0.0
+            process.proxy.delay, process.proxy.rate = 0.0, float("inf")
             process.proxy.refuse(False)
 
     def ahead_at(self, stamp: float) -> float:
@@ -132,9 +135,9 @@ class Failures:
         process.proxy.reset()
 
     async def _slow(self, process: RealProcess, planned: PlannedFault) -> None:
-        process.proxy.delay = 0.001 * planned.amount
+        process.proxy.delay, process.proxy.rate = 0.001 * planned.amount, SLOW_BYTES_PER_SECOND
         await anyio.sleep(planned.seconds)
-        process.proxy.delay = 0.0
+        process.proxy.delay, process.proxy.rate = 0.0, float("inf")
 
     async def _refuse(self, process: RealProcess, planned: PlannedFault) -> None:
         process.proxy.refuse(True)

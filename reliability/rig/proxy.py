@@ -29,6 +29,8 @@ class Proxy:
         self._refusing = False
         self.delay = 0.0
         """Seconds by which everything comes later, on each way."""
+        self.rate = float("inf")
+        """Bytes a second that pass, on each way of each connection."""
         self.accepted = 0
         """Connections made so far."""
         self.cuts = 0
@@ -168,7 +170,7 @@ class _Link:
         with suppress(*ENDED):
             while True:
                 data = await self._client.receive()
-                await self._pass(self._requests)
+                await self._pass(self._requests, len(data))
                 if self._proxy.take_marked(data):
                     if not self._proxy.marked_arrives:
                         await self._cut_off_client(data)
@@ -176,9 +178,9 @@ class _Link:
                 await self._server.send(data)
         self.cut()
 
-    async def _pass(self, gate: "_Gate") -> None:
-        if self._proxy.delay:
-            await anyio.sleep(self._proxy.delay)
+    async def _pass(self, gate: "_Gate", size: int) -> None:
+        if later := self._proxy.delay + size / self._proxy.rate:
+            await anyio.sleep(later)
         await gate.passage()
 
     async def _cut_off_client(self, data: bytes) -> None:
@@ -191,7 +193,7 @@ class _Link:
         with suppress(*ENDED):
             while True:
                 data = await self._server.receive()
-                await self._pass(self._answers)
+                await self._pass(self._answers, len(data))
                 if self._is_cut:  # the server has answered, so it has done what it was asked
                     self._proxy.cuts += 1
                     break

@@ -4,6 +4,7 @@ from random import Random
 
 import msgspec
 
+from reliability.failpoints import SWEPT
 from reliability.faults import ON_THE_SERVER, Fault
 from reliability.scenario import HORIZON_SECONDS, Ask, PlannedFault, Scenario, WorkerPlan, asks_of, worker_plan
 
@@ -13,6 +14,9 @@ KINDS = 5
 OF_ITS_OWN = (Fault.PROMOTE, Fault.FILL_DISK, Fault.SET_CLOCK)
 """Each needs other servers than the rest: a schedule has one of them, or none."""
 OFTEN = (Fault.KILL, Fault.KILL, Fault.LOSE, Fault.FREEZE)
+OF_PRODUCERS = tuple(point for point, passing in SWEPT.items() if {"producer", "publisher"} & {*passing})
+OF_WORKERS = tuple(point for point, passing in SWEPT.items() if passing != ("producer",))
+"""Points of the code that they pass."""
 FIRST_OF_CROWD, FIRST_CHILD = 20_000, 300_000
 ACCOUNTS = 20
 """Those of the crowd come after the two that all scenarios have."""
@@ -67,4 +71,9 @@ def _fault(rng: Random, fault: Fault, workers: int) -> PlannedFault:
     seconds = rng.choice((0.3, 0.3, 1.0, 2.5) if fault in ON_THE_SERVER else (0.01, 0.3, 1.0, 2.5, 4.0))
     if fault is Fault.SET_CLOCK:
         seconds = rng.choice((-3600.0, -1.0, -0.05, 0.05, 1.0, 3600.0))
-    return PlannedFault(rng.uniform(0.1, HORIZON_SECONDS), fault, target, seconds, rng.choice((1, 1, 2, 5, 200)))
+    planned = PlannedFault(rng.uniform(0.1, HORIZON_SECONDS), fault, target, seconds, rng.choice((1, 1, 2, 5, 200)))
+    if fault is not Fault.CRASH:
+        return planned
+    points = OF_WORKERS if target < workers else OF_PRODUCERS
+    where = f"{rng.choice(points)}=kill@{rng.choice((1, 2, 5, 20))}"
+    return msgspec.structs.replace(planned, at=0.0, seconds=0.0, where=where)

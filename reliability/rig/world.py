@@ -26,6 +26,7 @@ from reliability.rig.transitions import Transitions
 from reliability.scenario import SETTINGS, Scenario, WorkerPlan
 
 ROOT = Path(__file__).parents[2]
+FAILPOINTS = "EVENTFLOW_FAILPOINTS"
 CREATE_APP = f"CREATE ROLE {APP} LOGIN IN ROLE eventflow_worker"
 
 
@@ -100,7 +101,7 @@ class World:
             proxy.aim(self.app_dsn)
             proxy.reset()
 
-    async def start_worker(self, name: str, plan: WorkerPlan) -> RealProcess:
+    async def start_worker(self, plan: WorkerPlan, name: str, failpoints: str) -> RealProcess:
         """``eventflow worker``, as users start it."""
         options = [
             f"--concurrency={plan.concurrency}",
@@ -109,15 +110,15 @@ class World:
             f"--lease-duration={self._settings.lease_duration}",
             f"--grace-period={self._settings.grace_period}",
         ]
-        environment = {} if plan.is_new else {application.IS_OLD: "1"}
+        environment = {FAILPOINTS: failpoints} | ({} if plan.is_new else {application.IS_OLD: "1"})
         if plan.ahead:
             environment |= skewed(plan.ahead)
         command = ["-m", "eventflow", "worker", "reliability.rig.application:flow", *options]
         return await self._start(name, command, environment, is_pooled=plan.is_pooled)
 
-    async def start_producer(self, name: str) -> RealProcess:
+    async def start_producer(self, name: str, failpoints: str) -> RealProcess:
         """A process that makes the calls it is given."""
-        return await self._start(name, ["-m", "reliability.rig.producer"], {}, is_pooled=False)
+        return await self._start(name, ["-m", "reliability.rig.producer"], {FAILPOINTS: failpoints}, is_pooled=False)
 
     async def _start(
         self, name: str, command: Sequence[str], environment: dict[str, str], *, is_pooled: bool

@@ -18,8 +18,8 @@ from eventflow import App, EventFlow, Job, JobContext, JobId, JobState, SystemCl
 from eventflow.cli.exits import ExitCode
 from eventflow.cli.signals import SAME_SECONDS
 from eventflow.postgres import Connection
+from reliability.failpoints import SWEPT
 from tests.acceptance import shop
-from tests.acceptance.failpoints import SWEPT
 from tests.acceptance.workers import ROOT
 from tests.support.journal import Note
 from tests.support.waiting import eventually, until

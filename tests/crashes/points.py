@@ -1,6 +1,6 @@
 """Where processes die: at the failpoints of the code, and at two of the application's own."""
 
-from tests.acceptance.failpoints import SWEPT
+from reliability.failpoints import SWEPT
 
 MID_HANDLER = "handler.running"
 MID_TRANSACTION = "transaction.open"

@@ -20,6 +20,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+async def fill(connection: Connection) -> None:
+    """Notify until the server refuses."""
+    while True:
+        await connection.execute(FLOOD)
+
+
 @pytest.fixture
 def small_queue() -> Generator[EmbeddedPostgres]:
     """A server of this test's own that keeps half a megabyte of notifications."""
@@ -40,8 +46,7 @@ async def test_full_queue_delays_jobs_and_is_emptied_once_who_held_it_has_left(s
     await deaf.execute("LISTEN others")
     await deaf.execute("BEGIN; SELECT 1")
     with pytest.raises(asyncpg.ProgramLimitExceededError):
-        while True:
-            await admin.execute(FLOOD)
+        await fill(admin)
 
     async with flow_of(journal).open(dsn) as app, app.worker():
         while_full = await ended(app, await app.jobs.schedule(Note(label="while it is full")))

@@ -11,7 +11,7 @@ import pytest
 import eventflow
 from eventflow import failpoints
 from eventflow.failpoints import FailpointError, failpoint
-from tests.acceptance.failpoints import SWEPT
+from reliability.failpoints import SWEPT
 
 SOURCE = Path(eventflow.__file__).parent
 CALL = re.compile(r'\bfailpoint\("([^"]*)"\)')

@@ -1,4 +1,4 @@
-"""Every failpoint of the code, and whose process the sweep kills there."""
+"""Every failpoint of the code, and who passes it: there the crash sweep and the rig let processes die."""
 
 SWEPT = {
     "claim.sending": ("worker",),
