@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "reports"
 
 
+@cache
 def commit() -> str:
-    """The commit that is checked out, in short; with a plus if something has been changed since."""
+    """The commit that was checked out at first, in short; with a plus if something had been changed since."""
     name = _git("rev-parse", "--short=10", "HEAD")
     return name + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
 

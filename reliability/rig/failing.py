@@ -23,6 +23,8 @@ from reliability.rig.servers import APP
 from reliability.rig.world import World
 from reliability.scenario import PlannedFault
 
+GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What happens to our own connections, since something else fails too."""
 MESSAGES = 12
 """An answer is lost within so many messages."""
 SLOW_BYTES_PER_SECOND = 64_000
@@ -190,7 +192,7 @@ class Failures:
 
     async def _exhaust(self, process: RealProcess, planned: PlannedFault) -> None:
         async with AsyncExitStack() as others:
-            with suppress(OSError, asyncpg.PostgresError):
+            with suppress(*GONE):
                 while True:
                     connection: Connection = await asyncpg.connect(self._world.app_dsn)
                     others.callback(connection.terminate)
@@ -198,7 +200,7 @@ class Failures:
             await anyio.sleep(planned.seconds)
 
     async def _hold(self, process: RealProcess, planned: PlannedFault) -> None:
-        with suppress(OSError, asyncpg.PostgresError):
+        with suppress(*GONE):
             async with self._world.admin() as admin:
                 await admin.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
                 for statement in LOCK:
@@ -207,7 +209,7 @@ class Failures:
 
     async def _flood(self, process: RealProcess, planned: PlannedFault) -> None:
         until = time.monotonic() + planned.seconds
-        with suppress(OSError, asyncpg.PostgresError):
+        with suppress(*GONE):
             async with self._world.admin() as deaf, self._world.admin() as loud:
                 await deaf.execute("LISTEN others")
                 await deaf.execute("BEGIN; SELECT 1")
@@ -228,8 +230,8 @@ class Failures:
             )
 
     async def _execute(self, statement: str, *args: object) -> None:
-        """As a superuser; what fails, because something else has failed too, is left."""
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        """As a superuser, if that is possible."""
+        with suppress(*GONE):
             async with self._world.admin() as admin:
                 await admin.execute(statement, *args)
 
