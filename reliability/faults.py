@@ -48,7 +48,7 @@ class Fault(Enum):
     EXHAUST = "exhaust"
     """All connections are taken by others, while those of a process break."""
     HOLD = "hold"
-    """Somebody's transaction stays open, with a snapshot and locks on jobs."""
+    """Somebody's transaction stays open, with locks on jobs."""
     FLOOD = "flood"
     """Notifications that mean nothing fill the queue, and somebody who listens takes none."""
     SCRIBBLE = "scribble"

@@ -202,7 +202,7 @@ class Failures:
     async def _hold(self, process: RealProcess, planned: PlannedFault) -> None:
         with suppress(*GONE):
             async with self._world.admin() as admin:
-                await admin.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                await admin.execute("BEGIN")
                 for statement in LOCK:
                     await admin.execute(statement)
                 await anyio.sleep(planned.seconds)

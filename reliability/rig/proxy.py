@@ -81,7 +81,8 @@ class Proxy:
     def refuse(self, refusing: bool) -> None:
         """Cut every connection, and each new one at once; or no longer."""
         self._refusing = refusing
-        self.reset()
+        if refusing:
+            self.reset()
 
     @asynccontextmanager
     async def serve(self) -> AsyncGenerator[str]:
