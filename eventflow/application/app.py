@@ -15,7 +15,7 @@ from eventflow.application.model import Model
 from eventflow.clock import Clock, SystemClock
 from eventflow.commands import AnyCommand, CommandBus, CommandExecution
 from eventflow.errors import EventFlowError, WorkerError
-from eventflow.eventstore import Event, EventStore
+from eventflow.eventstore import Event, EventStore, PatientEventStore
 from eventflow.ids import JobId
 from eventflow.jobs import (
     InMemoryJobScheduler,
@@ -246,18 +246,19 @@ async def compose(
 ) -> AsyncGenerator[App]:
     """Put an application together over a backend that is open, and enter its lifespans."""
     services = Services()
+    patient = PatientEventStore(backend.events, clock=clock, rng=rng)
     async with AsyncExitStack() as stack:
         dispatcher = EventDispatcher(
             model.subscriptions,
             definitions=model.events,
-            events=backend.events,
+            events=patient,
             encoder=encoder,
             find_job=backend.find_job,
         )
         inline = InlineSubscribers(
             model.inline,
             definitions=model.events,
-            events=backend.events,
+            events=patient,
             services=services,
             raise_errors=model.raise_inline_errors,
         )
@@ -265,6 +266,7 @@ async def compose(
             encoder,
             backend.events,
             backend.commits,
+            events_of_jobs=patient,
             transactions=backend.transactions,
             follow=dispatcher.follow,
             committed=inline.committed,

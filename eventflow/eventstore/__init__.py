@@ -14,6 +14,7 @@ from eventflow.eventstore.events import (
     event_version,
 )
 from eventflow.eventstore.in_memory import InMemoryEventStore
+from eventflow.eventstore.patient import PatientEventStore
 from eventflow.eventstore.store import EventStore, Page
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "NewEvent",
     "Page",
     "PastEvent",
+    "PatientEventStore",
     "Receipt",
     "ReceiptKey",
     "RecordedEvent",

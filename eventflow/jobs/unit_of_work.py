@@ -121,7 +121,8 @@ class JobUnitOfWork:
         await self.close()
 
     async def look(self, stream: StreamId | None, receipt: ReceiptKey, snapshot_version: int | None) -> History:
-        return await self._units.events.look(
+        events = self._units.events if self.job_id is None else self._units.events_of_jobs
+        return await events.look(
             stream, receipt, snapshot_version=snapshot_version, connection=self._callers_connection
         )
 
@@ -228,6 +229,7 @@ class UnitsOfWork:
     Args:
         encoder: Encodes what is scheduled.
         events: Where commands look.
+        events_of_jobs: The same for those that run as jobs; by default it is no different.
         commits: Writes what they change.
         transactions: Those that handlers may ask for; ``None``: everything is in memory.
         follow: What follows from changes by itself.
@@ -240,12 +242,14 @@ class UnitsOfWork:
         events: EventStore,
         commits: Commits,
         *,
+        events_of_jobs: EventStore | None = None,
         transactions: Transactions | None = None,
         follow: Follow = lambda _: (),
         committed: Callable[[Changes], Awaitable[None]] = _nothing_more,
     ) -> None:
         self.encoder = encoder
         self.events = events
+        self.events_of_jobs = events_of_jobs or events
         self.transactions = transactions
         self.follow = follow
         self.committed = committed

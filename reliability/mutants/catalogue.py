@@ -295,6 +295,20 @@ IN_SQL = (
         after="    return False",
         caught_by="tests/integration/test_lost_answers.py",
     ),
+    Mutant(
+        name="commands-fail-by-an-outage",
+        path="eventflow/application/app.py",
+        before="            events_of_jobs=patient,\n",
+        after="",
+        caught_by="tests/unit/test_patient_events.py",
+    ),
+    Mutant(
+        name="full-queue-of-notifications-never-emptied",
+        path="eventflow/postgres/sql/prove_listening.sql",
+        before="pg_notification_queue_usage(), ",
+        after="",
+        caught_by="tests/integration/test_full_notification_queue.py",
+    ),
 )
 
 BY_REAL_PROCESSES = (

@@ -76,8 +76,8 @@ class Failures:
         self._world = world
         self._crew = crew
         self._rng = rng
-        self._open = AsyncExitStack()
         self._clock_steps = [(0.0, 0.0)]
+        self._one_at_a_time = anyio.Lock()  # of what starts and ends servers
         self.entries: list[AnyEntry] = []
         self.by_hand: set[JobId] = set()
 
@@ -93,9 +93,10 @@ class Failures:
     async def heal(self) -> None:
         """Nothing fails any more."""
         servers = self._world.servers
-        if servers.disk is not None:
-            servers.disk.free()
-        servers.start()
+        async with self._one_at_a_time:
+            if servers.disk is not None:
+                servers.disk.free()
+            servers.start()
         if servers.clock is not None:
             self._set_clock_to(max(ahead for _, ahead in self._clock_steps))  # what was due then must come
         async with self._world.admin() as admin:
@@ -159,13 +160,14 @@ class Failures:
     # Of the server
 
     async def _restart(self, process: RealProcess, planned: PlannedFault) -> None:
-        if self._world.servers.primary.running:
+        async with self._one_at_a_time:
             self._world.servers.crash()
             await anyio.sleep(planned.seconds)
             self._world.servers.start()
 
     async def _promote(self, process: RealProcess, planned: PlannedFault) -> None:
-        await self._world.promote()
+        async with self._one_at_a_time:
+            await self._world.promote()
 
     async def _set_clock(self, process: RealProcess, planned: PlannedFault) -> None:
         self._set_clock_to(self._clock_steps[-1][1] + planned.seconds)
@@ -181,7 +183,8 @@ class Failures:
             servers.disk.fill()
             await anyio.sleep(planned.seconds)
             servers.disk.free()
-            servers.start()
+            async with self._one_at_a_time:
+                servers.start()
 
     async def _limit(self, process: RealProcess, planned: PlannedFault) -> None:
         for setting, value in TOO_SHORT.items():
