@@ -76,7 +76,7 @@ class Crew:
         for seat in self.seats:
             await self._start(seat)
         if not await until(lambda: all(self._is_there(seat.process) for seat in self.seats), START_SECONDS):
-            raise RuntimeError("\n".join(self._log(seat.process)[-1000:] for seat in self.seats))
+            raise RuntimeError("\n".join(self.log(seat.process)[-1000:] for seat in self.seats))
 
     def ask(self, ask: Ask) -> None:
         """Have a producer make a call, if it is there."""
@@ -138,9 +138,10 @@ class Crew:
         return code == 0 or (code == -SIGTERM and not self._is_there(process))
 
     def _is_there(self, process: RealProcess) -> bool:
-        return any(sign in self._log(process) for sign in STARTED)
+        return any(sign in self.log(process) for sign in STARTED)
 
-    def _log(self, process: RealProcess) -> str:
+    def log(self, process: RealProcess) -> str:
+        """What a process has logged."""
         return (self._world.directory / f"{process.name}.log").read_text()
 
     def _pending(self, process: RealProcess) -> set[int]:

@@ -27,6 +27,8 @@ GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
 """What happens to our own connections, since something else fails too."""
 MESSAGES = 12
 """An answer is lost within so many messages."""
+STARTED_WITHIN = 60.0
+"""Nothing was written longer than that before."""
 SLOW_BYTES_PER_SECOND = 64_000
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1"
 TOO_SHORT = {
@@ -76,7 +78,7 @@ class Failures:
         self._world = world
         self._crew = crew
         self._rng = rng
-        self._clock_steps = [(0.0, 0.0)]
+        self._clock_steps = [(time.time() - STARTED_WITHIN, 0.0)]
         self._one_at_a_time = anyio.Lock()  # of what starts and ends servers
         self.entries: list[AnyEntry] = []
         self.by_hand: set[JobId] = set()
@@ -110,6 +112,7 @@ class Failures:
 
     def ahead_at(self, stamp: float) -> float:
         """By how much the server's clock was ahead of the machine's when it showed this; in Unix time."""
+        # Right after it was set back it shows what it has shown before: then that.
         for (since, ahead), (until, _) in pairwise(self._clock_steps):
             if since <= stamp - ahead < until:
                 return ahead

@@ -63,6 +63,12 @@ class Proxy:
         for link in self._links:
             link.hold(*self._held)
 
+    def hold_listening(self) -> None:
+        """From now on nothing passes on connections that listen; they stay open."""
+        for link in self._links:
+            if link.listens:
+                link.hold(True, True)
+
     def release(self) -> None:
         """Everything passes again, and first what was held."""
         self._held = (False, False)
@@ -147,6 +153,7 @@ class _Link:
         self._requests, self._answers = _Gate(), _Gate()
         self._is_cut = False
         self._under_way = b""
+        self.listens = False
 
     async def run(self) -> None:
         with self._scope:
@@ -171,6 +178,7 @@ class _Link:
         with suppress(*ENDED):
             while True:
                 data = await self._client.receive()
+                self.listens = self.listens or b"LISTEN " in data
                 await self._pass(self._requests, len(data))
                 if self._proxy.take_marked(data):
                     if not self._proxy.marked_arrives:

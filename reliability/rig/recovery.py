@@ -1,8 +1,8 @@
 """
 ``python -m reliability.rig.recovery``: how long work stands still after a failure, with default settings.
 
-- *half-open*: all connections of the only worker fall silent and stay open; new ones work. Until it has given up the
-  one that listens, and until it ends a job.
+- *half-open*: the listening connection of the only worker falls silent and stays open, until that is noticed; or all of
+  its connections do, and only new ones work, until a job has ended.
 - *promotion*: the primary dies, its replica is promoted at once, and proxies lead there. Until a job has ended.
 
 A job comes every 50 ms. How long it takes after SIGKILL: ``python -m benchmarks.kill_to_restart``.
@@ -34,7 +34,8 @@ EVERY_SECONDS = 0.05
 """A job comes so often."""
 WARM_SECONDS = 1.0
 LONGEST_SECONDS = 60.0
-LISTENING_LOST = "service.failed service=listen"
+SESSION = "SELECT session_key FROM eventflow.worker WHERE closed_at IS NULL ORDER BY started_at DESC LIMIT 1"
+STARTED = "worker.started"
 FIRST_END = """
 SELECT extract(epoch FROM min(at))::float8 FROM watched.change
 WHERE entered_state = 'succeeded' AND at > to_timestamp($1)
@@ -69,22 +70,38 @@ async def _feed(crew: Crew) -> None:
         await anyio.sleep(EVERY_SECONDS)
 
 
-async def half_open(ledger_dsn: str, tries: int) -> tuple[list[float], list[float]]:
-    """Seconds until it is noticed, and until a job ends."""
-    noticed, worked = list[float](), list[float]()
+async def half_open_listener(ledger_dsn: str, tries: int) -> list[float]:
+    """Seconds until the worker shows another session, or none."""
+    noticed: list[float] = []
+    async with busy(ONE_WORKER, ledger_dsn) as (world, crew), world.admin() as admin:
+        for _ in range(tries):
+            while (session := await admin.fetchval(SESSION)) is None:
+                await anyio.sleep(EVERY_SECONDS)
+            since = time.monotonic()
+            crew.workers[0].process.proxy.hold_listening()
+            while await admin.fetchval(SESSION) == session:
+                if time.monotonic() > since + LONGEST_SECONDS:
+                    raise RuntimeError("nobody has noticed")
+                await anyio.sleep(0.01)
+            noticed.append(time.monotonic() - since)
+            await anyio.sleep(WARM_SECONDS)
+    return noticed
+
+
+async def half_open(ledger_dsn: str, tries: int) -> list[float]:
+    """Seconds until a job ends."""
+    worked: list[float] = []
     async with busy(ONE_WORKER, ledger_dsn) as (world, crew):
         worker = crew.workers[0].process
-        log = world.directory / f"{worker.name}.log"
         for _ in range(tries):
-            losses, silent_at, since = log.read_text().count(LISTENING_LOST), time.time(), time.monotonic()
+            starts, silent_at = crew.log(worker).count(STARTED), time.time()
             worker.proxy.hold()
             worker.proxy.forget()
-            if not await until(lambda: log.read_text().count(LISTENING_LOST) > losses, LONGEST_SECONDS):  # noqa: B023
-                raise RuntimeError("nobody has noticed")
-            noticed.append(time.monotonic() - since)
             worked.append(await _first_end(world, silent_at + EVERY_SECONDS) - silent_at)
+            if not await until(lambda: crew.log(worker).count(STARTED) > starts, LONGEST_SECONDS):  # noqa: B023
+                raise RuntimeError("the lease of the silent connection is still used")
             await anyio.sleep(WARM_SECONDS)
-    return noticed, worked
+    return worked
 
 
 async def promotion(ledger_dsn: str, tries: int) -> list[float]:
@@ -112,10 +129,9 @@ async def _first_end(world: World, after: float) -> float:
 async def _measure(ledger_dsn: str, tries: int) -> dict[str, Sequence[float]]:
     async with Ledger(ledger_dsn, "") as ledger:
         await ledger.create()
-    noticed, worked = await half_open(ledger_dsn, tries)
     return {
-        "half-open connections until noticed": noticed,
-        "half-open connections until a job has ended": worked,
+        "half-open listening connection until it is noticed": await half_open_listener(ledger_dsn, tries),
+        "half-open connections, all of them, until a job has ended": await half_open(ledger_dsn, tries),
         "death of the primary until a job has ended on its replica": await promotion(ledger_dsn, tries),
     }
 
