@@ -15,7 +15,8 @@ from eventflow.application.model import Model
 from eventflow.clock import Clock, SystemClock
 from eventflow.commands import AnyCommand, CommandBus, CommandExecution
 from eventflow.errors import EventFlowError, WorkerError
-from eventflow.eventstore import Event, EventStore, PatientEventStore
+from eventflow.eventstore import Event, EventStore
+from eventflow.eventstore.patient import PatientEventStore
 from eventflow.ids import JobId
 from eventflow.jobs import (
     InMemoryJobScheduler,
@@ -258,7 +259,7 @@ async def compose(
         inline = InlineSubscribers(
             model.inline,
             definitions=model.events,
-            events=patient,
+            events=backend.events,
             services=services,
             raise_errors=model.raise_inline_errors,
         )

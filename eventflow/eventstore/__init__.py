@@ -14,7 +14,6 @@ from eventflow.eventstore.events import (
     event_version,
 )
 from eventflow.eventstore.in_memory import InMemoryEventStore
-from eventflow.eventstore.patient import PatientEventStore
 from eventflow.eventstore.store import EventStore, Page
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "NewEvent",
     "Page",
     "PastEvent",
-    "PatientEventStore",
     "Receipt",
     "ReceiptKey",
     "RecordedEvent",

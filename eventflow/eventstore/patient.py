@@ -16,14 +16,16 @@ T = TypeVar("T")
 log = logging.getLogger("eventflow.events")
 
 PATIENCE_SECONDS = 30.0
-"""An outage that lasts costs the worker its lease long before. What alone fails for so long, like a stream that cannot
-be read within a statement's time, fails its job: it must not keep a slot for ever."""
+"""What fails for longer fails its job: it must not keep a slot for ever."""
+SLOW_SECONDS = 4.0
+"""A read that was given up only after so long is repeated once: a stream that cannot be read within a statement's time
+must not keep a connection from others."""
 LONGEST_PAUSE_SECONDS = 1.0
 
 
 class PatientEventStore:
     """
-    Reads again while the database is away; what is asked in a transaction fails with that.
+    Loads again while the database is away; what is asked in a transaction fails with that.
 
     Args:
         store: Where events are.
@@ -40,7 +42,7 @@ class PatientEventStore:
         self, stream: StreamId, *, after: int = 0, limit: int | None = None, connection: Any = None
     ) -> Sequence[StoredEvent]:
         return await self._read(
-            lambda: self._store.load(stream, after=after, limit=limit, connection=connection), connection
+            stream, lambda: self._store.load(stream, after=after, limit=limit, connection=connection), connection
         )
 
     async def look(
@@ -52,6 +54,7 @@ class PatientEventStore:
         connection: Any = None,
     ) -> History:
         return await self._read(
+            stream,
             lambda: self._store.look(stream, receipt, snapshot_version=snapshot_version, connection=connection),
             connection,
         )
@@ -60,17 +63,21 @@ class PatientEventStore:
         await self._store.append(changes, connection=connection)
 
     async def read_all(self, cursor: str = "", *, limit: int = 1000) -> Page:
-        return await self._read(lambda: self._store.read_all(cursor, limit=limit), None)
+        return await self._store.read_all(cursor, limit=limit)
 
-    async def _read(self, read: Callable[[], Awaitable[T]], connection: Any) -> T:
-        until, pauses = self._clock.monotonic() + PATIENCE_SECONDS, 0
+    async def _read(self, stream: StreamId | None, read: Callable[[], Awaitable[T]], connection: Any) -> T:
+        began_at, pauses, was_slow = self._clock.monotonic(), 0, False
         while True:
+            asked_at = self._clock.monotonic()
             try:
                 return await read()
             except DatabaseUnavailableError as exc:
-                if connection is not None or self._clock.monotonic() >= until:
+                now = self._clock.monotonic()
+                is_slow = now >= asked_at + SLOW_SECONDS
+                if connection is not None or now >= began_at + PATIENCE_SECONDS or (is_slow and was_slow):
                     raise
+                was_slow = was_slow or is_slow
                 if not pauses:
-                    log.warning("events.away", extra={"error": str(exc)})
+                    log.warning("events.away", extra={"stream": str(stream), "error": str(exc)})
             await self._clock.sleep(self._rng.uniform(0, min(LONGEST_PAUSE_SECONDS, 0.05 * 2**pauses)))
             pauses += 1

@@ -121,7 +121,8 @@ class JobUnitOfWork:
         await self.close()
 
     async def look(self, stream: StreamId | None, receipt: ReceiptKey, snapshot_version: int | None) -> History:
-        events = self._units.events if self.job_id is None else self._units.events_of_jobs
+        may_wait = self.job_id is not None and self._transaction is None  # others wait for what a transaction holds
+        events = self._units.events_of_jobs if may_wait else self._units.events
         return await events.look(
             stream, receipt, snapshot_version=snapshot_version, connection=self._callers_connection
         )

@@ -4,7 +4,8 @@ import logging
 from collections.abc import Sequence
 
 from eventflow.commands import Causation
-from eventflow.eventstore import Changes, Event, EventDefinitions, EventStore, RecordedEvent
+from eventflow.errors import DatabaseError
+from eventflow.eventstore import Changes, Event, EventDefinitions, EventStore, RecordedEvent, StoredEvent
 from eventflow.jobs import UnitsOfWork, nothing_of
 from eventflow.services import Services
 from eventflow.subscribers.subscriber import FunctionSubscriber, SubscriberContext
@@ -50,9 +51,13 @@ class InlineSubscribers:
         if changes.stream is None or not changes.events or not self._subscribers:
             return
         errors: list[Exception] = []
-        for stored in await self._events.load(
-            changes.stream, after=changes.expected_version, limit=len(changes.events)
-        ):
+        written: Sequence[StoredEvent] = []
+        try:
+            written = await self._events.load(changes.stream, after=changes.expected_version, limit=len(changes.events))
+        except DatabaseError as exc:  # the command is done all the same, and its caller must not take it for undone
+            log.exception("subscriber.failed", extra={"stream": str(changes.stream)})
+            errors.append(exc)
+        for stored in written:
             for recorded in self._definitions.read(stored):
                 errors += await self._tell(recorded)
         if errors and self._raise_errors:

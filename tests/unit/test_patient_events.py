@@ -16,8 +16,8 @@ from eventflow import (
     ManualClock,
     SubscriberContext,
 )
-from eventflow.eventstore import History, InMemoryEventStore, PatientEventStore, ReceiptKey, StoredEvent, StreamId
-from eventflow.eventstore.patient import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS
+from eventflow.eventstore import History, InMemoryEventStore, ReceiptKey, StoredEvent, StreamId
+from eventflow.eventstore.patient import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, SLOW_SECONDS, PatientEventStore
 from tests.unit.bench import OrderId, PlaceOrder
 from tests.unit.test_aggregate import Order, OrderPlaced
 
@@ -38,11 +38,14 @@ class Away(InMemoryEventStore):
 
     Attributes:
         asked: How often somebody has.
+        seconds: So long it takes.
     """
 
     def __init__(self, clock: ManualClock, refusals: float) -> None:
         super().__init__(clock)
+        self.clock = clock
         self.refusals = refusals
+        self.seconds = 0.0
         self.asked = 0
 
     async def load(self, stream: StreamId, **options: Any) -> Sequence[StoredEvent]:
@@ -56,6 +59,7 @@ class Away(InMemoryEventStore):
     def answer(self) -> None:
         """Raises, unless it has done so often enough."""
         self.asked += 1
+        self.clock.advance(self.seconds)
         self.refusals -= 1
         if self.refusals >= 0:
             raise DatabaseUnavailableError("too many clients")
@@ -88,6 +92,17 @@ async def test_what_is_never_answered_fails() -> None:
 
     assert PATIENCE_SECONDS <= clock.monotonic() < PATIENCE_SECONDS + LONGEST_PAUSE_SECONDS
     assert away.asked < 100
+
+
+async def test_what_takes_long_is_read_twice() -> None:
+    """A stream that is too long for a statement must not keep others from theirs."""
+    events, away, _ = patient(inf)
+    away.seconds = SLOW_SECONDS
+
+    with pytest.raises(DatabaseUnavailableError):
+        await events.load(STREAM)
+
+    assert away.asked == 2
 
 
 async def test_a_transaction_that_has_failed_is_not_asked_again() -> None:

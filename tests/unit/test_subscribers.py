@@ -1,6 +1,6 @@
 """Subscribers and sagas, in memory: which jobs follow from events, and what such a job does."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from eventflow import (
     App,
     Command,
     CommandContext,
+    DatabaseUnavailableError,
     DefinitionError,
     DomainError,
     Event,
@@ -30,6 +31,7 @@ from eventflow import (
     starts_with,
 )
 from eventflow.clock import Clock
+from eventflow.eventstore import InMemoryEventStore, StoredEvent
 
 ONCE = RetryPolicy(max_attempts=1)
 LATER = timedelta(hours=1)
@@ -222,6 +224,27 @@ async def test_errors_of_inline_subscribers_are_logged_or_raised(
         assert seen == ["first", "second"]
         assert (await app.aggregates.load(Order, order)).events == 1
         assert [job.name for job in await app.jobs.find()] == ["Told"]
+
+
+async def test_command_is_done_though_its_events_cannot_be_read_for_inline_subscribers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its caller would publish it again if told that the database is away."""
+
+    async def note(event: Placed, context: SubscriberContext) -> None:
+        raise AssertionError("there is nothing to see")
+
+    async def load(*_: object, **__: object) -> Sequence[StoredEvent]:
+        raise DatabaseUnavailableError("too many clients")
+
+    async with opened(shop(note, inline=True)) as app:
+        order = OrderId.new()
+        with monkeypatch.context() as away:
+            away.setattr(InMemoryEventStore, "load", load)
+            await app.commands.publish(Emit(aggregate_id=order, placed=1))
+        assert (await app.aggregates.load(Order, order)).events == 1
+
+    assert "subscriber.failed" in caplog.messages
 
 
 async def test_events_are_seen_once_in_order_where_jobs_run_at_once() -> None:
