@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
-from eventflow import App, CommitUnknownError, DatabaseError, DuplicateOperationError, JobId
+from eventflow import App, CommitUnknownError, DatabaseUnavailableError, DuplicateOperationError, JobId
 from eventflow.errors import OptimisticConcurrencyError
 from reliability.scenario import Ask
 from reliability.workload import AccountId, Deposit, News, Work
@@ -32,13 +32,16 @@ class Producer:
 
         Returns:
             ``done``, ``refused`` or ``unknown``; and the job, if there is one and it is known.
+
+        Raises:
+            EventFlowError: that no fault explains.
         """
         job_id: JobId | None = None
         try:
             job_id = await self._call(ask)
         except CommitUnknownError:
             return "unknown", None
-        except DatabaseError:
+        except DatabaseUnavailableError:
             return "refused", None
         if job_id is not None:
             self._job_ids[ask.number] = job_id
@@ -72,7 +75,7 @@ class Producer:
                 await self._app.commands.publish(command)
             except DuplicateOperationError:
                 return
-            except (DatabaseError, OptimisticConcurrencyError):
+            except (DatabaseUnavailableError, CommitUnknownError, OptimisticConcurrencyError):
                 await self._sleep(AGAIN_SECONDS)
             else:
                 return

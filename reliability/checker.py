@@ -12,7 +12,7 @@ import msgspec
 
 from eventflow import JobId, WorkerId
 from eventflow.jobs.records import DEADLY_CRASHES, SUSPECT_CRASHES
-from reliability.faults import HARMLESS
+from reliability.faults import HARMLESS, Fault
 from reliability.history import PROBE, Asked, Began, Changed, Ended, Evidence, Failed, Joined, Rescued, Saw, Stopped
 
 ENDED = {"succeeded", "ignored", "cancelled", "dead"}
@@ -29,8 +29,8 @@ COUNTED: dict[Change, tuple[int, ...]] = {("waiting", "running"): (1,), ("runnin
 """How many attempts a change counts."""
 STOP_SECONDS = 12.0
 """What a worker takes at most to stop beyond its grace period: for cancelled handlers, the last writes, and closing."""
-WAKE_SECONDS = 0.1
-"""What an idle system takes at most to start a job that is due."""
+EXCUSED_SECONDS = 15.0
+"""So long after a fault that has passed a worker may be taken for dead by it; one that has died, always."""
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -74,7 +74,9 @@ def check(evidence: Evidence) -> list[Violation]:
         *_nothing_lost(evidence, jobs),
         *_nothing_invented(evidence, jobs),
         *_once(evidence, jobs),
+        *_children(evidence, jobs),
         *_at_least_once(evidence, jobs),
+        *_once_for_each_claim(evidence, jobs),
         *_fenced(jobs),
         *_counted(jobs),
         *_suspects_alone(evidence),
@@ -102,7 +104,7 @@ def _nothing_lost(evidence: Evidence, jobs: dict[JobId, Job]) -> Iterator[Violat
         if asked.answer == "done" and asked.job_id is not None and asked.job_id not in jobs:
             yield Violation("I1", f"job {asked.number} was acknowledged and is not there")
     for job in jobs.values():
-        if job.state is None:
+        if any(change.entered is None for change in job.changes):
             yield Violation("I1", f"{job.name} {job.number} has vanished")
         elif job.state not in ENDED:
             took = evidence.ended_at - evidence.healed_at
@@ -135,6 +137,15 @@ def _once(evidence: Evidence, jobs: dict[JobId, Job]) -> Iterator[Violation]:
             yield Violation("I3", f"job {number} was written {times} times")
 
 
+def _children(evidence: Evidence, jobs: dict[JobId, Job]) -> Iterator[Violation]:
+    """I3: what a job leads to is there once if it has succeeded, and not at all otherwise."""
+    written = Counter(job.number for job in jobs.values())
+    for job in jobs.values():
+        for child in evidence.children.get(job.number, ()) if job.name == "Work" else ():
+            if written[child] != (job.state == "succeeded"):
+                yield Violation("I3", f"job {job.number} is {job.state} and has led {written[child]} times to {child}")
+
+
 def _at_least_once(evidence: Evidence, jobs: dict[JobId, Job]) -> Iterator[Violation]:
     """I4: what has succeeded has run to its end, and no more often than it was claimed."""
     began = Counter(entry.number for entry in evidence.entries if isinstance(entry, Began))
@@ -149,6 +160,18 @@ def _at_least_once(evidence: Evidence, jobs: dict[JobId, Job]) -> Iterator[Viola
         if evidence.ledger is not None and not ended[job.number] <= evidence.ledger.get(job.number, 0) <= job.claims:
             booked = evidence.ledger.get(job.number, 0)
             yield Violation("I4", f"job {job.number} ended {ended[job.number]} times and was booked {booked} times")
+
+
+def _once_for_each_claim(evidence: Evidence, jobs: dict[JobId, Job]) -> Iterator[Violation]:
+    """I4: a process starts a job no more often than it has claimed it."""
+    joined = {entry.worker_id: entry.process for entry in evidence.entries if isinstance(entry, Joined)}
+    began = Counter((entry.process, entry.number) for entry in evidence.entries if isinstance(entry, Began))
+    for job in (job for job in jobs.values() if job.name in ("Work", "News")):
+        claims = [change.worker_id for change in job.changes if change.entered == "running" and change.worker_id]
+        claimed = Counter(joined[worker_id] for worker_id in claims if worker_id in joined)
+        for process, times in claimed.items():
+            if began[process, job.number] > times:
+                yield Violation("I4", f"job {job.number} began again in {process}, which claimed it {times} times")
 
 
 def _fenced(jobs: dict[JobId, Job]) -> Iterator[Violation]:
@@ -207,15 +230,23 @@ def _living_left_alone(evidence: Evidence) -> Iterator[Violation]:
     failed = [entry for entry in evidence.entries if isinstance(entry, Failed) and entry.fault not in harmless]
     for rescued in (entry for entry in evidence.entries if isinstance(entry, Rescued)):
         process = joined[rescued.worker_id].process
-        if not any(fault.target in (process, "server") and fault.at < rescued.at for fault in failed):
+        if not any(fault.target in (process, "server") and _explains(fault, rescued) for fault in failed):
             yield Violation("I16", f"{process} was taken for dead")
+
+
+def _explains(fault: Failed, rescued: Rescued) -> bool:
+    is_death = fault.fault in (Fault.KILL.value, Fault.CRASH.value)
+    return fault.at < rescued.at and (is_death or rescued.at < fault.at + fault.seconds + EXCUSED_SECONDS)
 
 
 def _woken(evidence: Evidence) -> Iterator[Violation]:
     """I17: once all is well again, a notification starts a job at once."""
-    for asked in (entry for entry in evidence.entries if isinstance(entry, Asked) and entry.number == PROBE):
+    probes = [entry for entry in evidence.entries if isinstance(entry, Asked) and entry.number == PROBE]
+    if [entry.answer for entry in probes] != ["done"] * evidence.is_probed:
+        yield Violation("I17", f"a call was answered by {[entry.answer for entry in probes]}")
+    for asked in probes:
         began = [entry.at for entry in evidence.entries if isinstance(entry, Began) and entry.number == PROBE]
-        if not began or began[0] > asked.at + WAKE_SECONDS:
+        if not began or began[0] > asked.at + evidence.wake_seconds:
             took = began[0] - asked.at if began else float("inf")
             yield Violation("I17", f"a job began {took:.3f} s after its call, though nothing failed any more")
 

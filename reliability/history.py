@@ -160,6 +160,9 @@ class Evidence(msgspec.Struct, frozen=True):
         clock_was_set: The store's clock was moved, so that due times say little.
         doomed: Numbers of jobs that may become dead letters.
         cancelled: Numbers of jobs that somebody has tried to cancel.
+        children: By the number of a job those that it leads to if it succeeds.
+        is_probed: A job was scheduled when all was well again.
+        wake_seconds: What an idle system takes at most to start that.
         left_over: What should be gone after everybody has stopped.
         ledger: How often a job came to its end, as handlers have booked it in another database before they did.
     """
@@ -173,6 +176,9 @@ class Evidence(msgspec.Struct, frozen=True):
     cancelled: AbstractSet[int]
     left_over: Sequence[str] = ()
     ledger: Mapping[int, int] | None = None
+    children: Mapping[int, Sequence[int]] = {}
+    is_probed: bool = False
+    wake_seconds: float = 0.1
 
     @property
     def jobs(self) -> set[JobId]:

@@ -68,7 +68,7 @@ def _recovery() -> list[str]:
     latest = {result["what"]: result for result in kept("recovery")}
     head = ("from", "tries", "median", "99th percentile", "longest", "commit")
     rows = [
-        (what, str(run["tries"]), *(f"{run[figure]:.2f} s" for figure in ("p50", "p99", "longest")), run["commit"])
+        (what, str(run["tries"]), *(_seconds(run.get(figure)) for figure in ("p50", "p99", "longest")), run["commit"])
         for what, run in latest.items()
     ]
     return _table(head, rows) if rows else ["Nothing has been kept yet."]
@@ -82,7 +82,11 @@ def _bugs() -> list[str]:
         for mutant, result in known
     ]
     caught = sum(bool(result["by"]) for _, result in known)
-    return [f"{caught} of {len(MUTANTS)} are caught.", "", *_table(("bug", "where", "caught by", "seen"), rows)]
+    return [f"{caught} of {len(known)} are caught.", "", *_table(("bug", "where", "caught by", "seen"), rows)]
+
+
+def _seconds(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.2f} s"
 
 
 _TABLES: Mapping[str, Callable[[], Sequence[str]]] = {

@@ -101,7 +101,7 @@ class Scenario(msgspec.Struct, frozen=True):
     @property
     def doomed(self) -> set[int]:
         """Numbers of jobs that may become dead letters."""
-        return {ask.number for ask in self.asks if ask.is_deadly or ask.failures >= RETRY.max_attempts}
+        return {ask.number for ask in self._work if ask.is_deadly or ask.failures >= RETRY.max_attempts}
 
     @property
     def cancelled(self) -> set[int]:
@@ -109,9 +109,18 @@ class Scenario(msgspec.Struct, frozen=True):
         return {ask.number for ask in self.asks if ask.what == "cancel"}
 
     @property
+    def children(self) -> dict[int, tuple[int, ...]]:
+        """By the number of a job those that it leads to."""
+        return {ask.number: ask.children for ask in self._work if ask.children}
+
+    @property
     def accounts(self) -> list[int]:
         """Those that somebody may pay into."""
         return sorted({ask.account for ask in self.asks})
+
+    @property
+    def _work(self) -> list[Ask]:
+        return [ask for ask in self.asks if ask.what == "work"]
 
     @property
     def sets_the_clock(self) -> bool:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -46,22 +47,11 @@ def hunt(mutant: Mutant) -> Caught:
             source = ROOT / name
             (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
         plant(mutant, root)
-        try:
-            found = subprocess.run(
-                _command(mutant),
-                cwd=root,
-                env=os.environ | {"PYTHONPATH": directory},
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=LIMIT_SECONDS,
-            )
-        except subprocess.TimeoutExpired as exc:
-            raise SystemExit(f"{mutant.name}: {mutant.caught_by} has not ended after {LIMIT_SECONDS:g} s") from exc
+        code, told = _run(mutant, root)
     seconds = time.monotonic() - began
-    if not found.returncode:
+    if not code:
         return Caught(mutant.name, "", "", seconds)
-    return Caught(mutant.name, mutant.caught_by, _how(mutant, found), seconds)
+    return Caught(mutant.name, mutant.caught_by, _how(mutant, told), seconds)
 
 
 def plant(mutant: Mutant, root: Path) -> None:
@@ -71,6 +61,24 @@ def plant(mutant: Mutant, root: Path) -> None:
     if text.count(mutant.before) != 1:
         raise SystemExit(f"{mutant.name}: {mutant.path} has {text.count(mutant.before)} places like the one to change")
     path.write_text(text.replace(mutant.before, mutant.after), encoding="utf-8")
+
+
+def _run(mutant: Mutant, root: Path) -> tuple[int, str]:
+    process = subprocess.Popen(
+        _command(mutant),
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        told, _ = process.communicate(timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired as exc:
+        process.terminate()  # it takes what it has started with it
+        process.wait()
+        raise SystemExit(f"{mutant.name}: {mutant.caught_by} has not ended after {LIMIT_SECONDS:g} s") from exc
+    return process.returncode, told
 
 
 def _command(mutant: Mutant) -> list[str]:
@@ -84,13 +92,12 @@ def _command(mutant: Mutant) -> list[str]:
     return [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.caught_by.split()]
 
 
-def _how(mutant: Mutant, found: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in found.stdout.splitlines()]
-    sign = "SEED=" if mutant.caught_by in (SIMULATOR, CHAOS) else "FAILED"
-    told = [line for line in lines if line.startswith(sign) and not line.endswith(" ok")]
-    if not told:  # it broke instead of failing, which says nothing
-        raise SystemExit(f"{mutant.name}: {found.stdout[-2000:]}{found.stderr[-2000:]}")
-    return told[0].partition(" - ")[0][:200]
+def _how(mutant: Mutant, told: str) -> str:
+    sign = r"SEED=.* I\d+: " if mutant.caught_by in (SIMULATOR, CHAOS) else "FAILED "
+    found = [line.strip() for line in told.splitlines() if re.match(sign, line.strip())]
+    if not found:  # it broke instead of failing, which says nothing
+        raise SystemExit(f"{mutant.name}: {told[-4000:]}")
+    return found[0].partition(" - ")[0][:200]
 
 
 def chosen(names: str, some: int | None) -> Sequence[Mutant]:

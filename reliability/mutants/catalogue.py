@@ -195,7 +195,7 @@ IN_PYTHON = (
 SQL = "eventflow/postgres/sql/"
 MIGRATIONS = "eventflow/postgres/migrations/"
 
-IN_SQL = (
+ON_POSTGRES = (
     Mutant(
         name="sql-completion-by-anybody",
         path=MIGRATIONS + "0002_hot_path.sql",
@@ -339,4 +339,4 @@ BY_REAL_PROCESSES = (
     ),
 )
 
-MUTANTS = (*IN_PYTHON, *IN_SQL, *BY_REAL_PROCESSES)
+MUTANTS = (*IN_PYTHON, *ON_POSTGRES, *BY_REAL_PROCESSES)

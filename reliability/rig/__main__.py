@@ -15,8 +15,8 @@ from eventflow.devdb import EmbeddedPostgres, cached_template
 from eventflow.ids import new_uuid
 from reliability.reports import commit_number, keep
 from reliability.rig.clocks import LIBRARY
-from reliability.rig.ledger import Ledger
-from reliability.rig.outcomes import Outcome, play_one
+from reliability.rig.ledger import ROOMY, Ledger
+from reliability.rig.outcomes import Outcome, end_in_good_order, play_one
 from reliability.rig.pooler import PROGRAM
 
 NEEDS = "needs root, for a disk that can be full, pgbouncer and libfaketime (Debian: apt install pgbouncer faketime)"
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--stop", action="store_true", help="end with the first that fails")
     parser.add_argument("--report", action="store_true", help="keep the results")
     options = parser.parse_args()
+    end_in_good_order()
     if os.geteuid() or PROGRAM is None or LIBRARY is None:
         parser.error(NEEDS)
     first = commit_number() * 1000 if options.first is None else options.first
@@ -57,7 +58,7 @@ def _play(seeds: Iterable[int], processes: int) -> Iterator[Outcome]:
     """Each in a process of its own, with one ledger for all, in a server that nothing happens to."""
     with tempfile.TemporaryDirectory(prefix="efledger-") as directory:
         Path(directory).chmod(0o755)  # as root, the server runs under another account
-        with EmbeddedPostgres(Path(directory) / "postgres", template=cached_template()) as server:
+        with EmbeddedPostgres(Path(directory) / "postgres", template=cached_template(), settings=ROOMY) as server:
             asyncio.run(_open(server.dsn()))
             run = new_uuid()
             with ProcessPoolExecutor(processes, max_tasks_per_child=1) as pool:

@@ -15,8 +15,8 @@ from reliability.rig.world import World, until
 from reliability.scenario import RECOVERY_SECONDS, SETTINGS, Ask, Scenario
 
 START_SECONDS = 20.0
-STARTED = ("worker.started", "ready")
-"""What processes say in their logs."""
+STARTED = {True: "\nready\n", False: "worker.started"}
+"""What processes say in their logs, producers and workers."""
 PAUSE_SECONDS = 0.3
 """Until another process takes the place of one that has ended."""
 
@@ -117,8 +117,7 @@ class Crew:
         seat.generation += 1
         failpoints, seat.dies_at = seat.dies_at, ""
         seat.process = await seat.start(f"{seat.name}.{seat.generation}", failpoints)
-        if failpoints:
-            self.entries.append(Failed(time.monotonic(), Fault.CRASH.value, seat.process.name))
+        seat.process.dies_at = failpoints
         self.processes[seat.process.pid] = seat.process
         self._world.group.start_soon(self._watch, seat, seat.process)
 
@@ -126,6 +125,8 @@ class Crew:
         """Start another when it has ended, whyever."""
         code = await process.ended()
         now = time.monotonic()
+        if process.dies_at and code == -SIGKILL:
+            self.entries.append(Failed(process.started_at, Fault.CRASH.value, process.name, now - process.started_at))
         if process.stop_asked_at is not None and code != -SIGKILL:
             self.entries.append(Stopped(now, process.name, now - process.stop_asked_at, SETTINGS.grace_period))
         if code != -SIGKILL and not (process.stop_asked_at is not None and self._may_end_with(code, process)):
@@ -138,7 +139,7 @@ class Crew:
         return code == 0 or (code == -SIGTERM and not self._is_there(process))
 
     def _is_there(self, process: RealProcess) -> bool:
-        return any(sign in self.log(process) for sign in STARTED)
+        return STARTED[process.is_producer] in "\n" + self.log(process)
 
     def log(self, process: RealProcess) -> str:
         """What a process has logged."""

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import anyio
 import asyncpg
+from anyio.abc import TaskGroup
 
 from eventflow import JobId
 from eventflow.ids import new_uuid
@@ -23,8 +24,12 @@ from reliability.rig.servers import APP
 from reliability.rig.world import World
 from reliability.scenario import PlannedFault
 
-GONE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+GONE = (
+    *(OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError),
+    *(asyncpg.InsufficientResourcesError, asyncpg.ReadOnlySQLTransactionError),
+)
 """What happens to our own connections, since something else fails too."""
+REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 MESSAGES = 12
 """An answer is lost within so many messages."""
 STARTED_WITHIN = 60.0
@@ -83,14 +88,14 @@ class Failures:
         self.entries: list[AnyEntry] = []
         self.by_hand: set[JobId] = set()
 
-    async def begin(self, planned: PlannedFault) -> None:
+    async def begin(self, planned: PlannedFault, group: TaskGroup) -> None:
         """Let it fail from now on, for its time."""
         if planned.fault is Fault.CRASH:
             return  # at its first start
         process = self._crew.seats[planned.target].process
         target = "server" if planned.fault in ON_THE_SERVER else process.name
         self.entries.append(Failed(time.monotonic(), planned.fault.value, target, planned.seconds))
-        self._world.group.start_soon(_FAILURES[planned.fault], self, process, planned)
+        group.start_soon(_FAILURES[planned.fault], self, process, planned)
 
     async def heal(self) -> None:
         """Nothing fails any more."""
@@ -99,6 +104,7 @@ class Failures:
             if servers.disk is not None:
                 servers.disk.free()
             servers.start()
+            await self._world.ready()
         if servers.clock is not None:
             self._set_clock_to(max(ahead for _, ahead in self._clock_steps))  # what was due then must come
         async with self._world.admin() as admin:
@@ -229,11 +235,12 @@ class Failures:
         for _ in range(10):
             job_id = JobId.of(new_uuid())
             self.by_hand.add(job_id)
-            await self._execute(
-                *(SCRIBBLE, UUID(job_id.uuid), rng.choice(NAMES), rng.choice((1, 1, 99)), rng.choice(PAYLOADS)),
-                *(rng.choice(HEADERS), rng.choice(RETRIES), rng.choice((0, 3, 10**9)), rng.choice((0, 2, 10**9))),
-                rng.choice((-1000, 0, 100)),
-            )
+            with suppress(*REFUSED):  # the tables do not take everything
+                await self._execute(
+                    *(SCRIBBLE, UUID(job_id.uuid), rng.choice(NAMES), rng.choice((1, 1, 99)), rng.choice(PAYLOADS)),
+                    *(rng.choice(HEADERS), rng.choice(RETRIES), rng.choice((0, 3, 10**9)), rng.choice((0, 2, 10**9))),
+                    rng.choice((-1000, 0, 100)),
+                )
 
     async def _execute(self, statement: str, *args: object) -> None:
         """As a superuser, if that is possible."""

@@ -9,6 +9,8 @@ import asyncpg
 CREATE = "CREATE TABLE IF NOT EXISTS booked (run text NOT NULL, number integer NOT NULL, process text NOT NULL)"
 BOOK = "INSERT INTO booked VALUES ($1, $2, $3)"
 READ = "SELECT number, count(*) AS times FROM booked WHERE run = $1 GROUP BY number"
+ROOMY = {"max_connections": "500"}
+"""Its server's settings."""
 DSN, RUN = "EVENTFLOW_RIG_LEDGER", "EVENTFLOW_RIG_RUN"
 """What the rig tells its processes in their environment."""
 

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -33,6 +35,7 @@ class Outcome(msgspec.Struct, frozen=True):
 def play_one(seed: int, ledger_dsn: str, run: str) -> Outcome:
     """Play one schedule in this process; an error of the rig's own is told like a violation, and the others go on."""
     logging.disable(logging.CRITICAL)
+    end_in_good_order()
     began, scenario = time.monotonic(), schedule(seed)
     kinds = [fault.fault.value for fault in scenario.faults]
     faults = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
@@ -50,6 +53,15 @@ def play_one(seed: int, ledger_dsn: str, run: str) -> Outcome:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return Outcome(seed, jobs, faults, time.monotonic() - began, violations)
+
+
+def end_in_good_order() -> None:
+    """Have SIGTERM take servers, processes and mounts with this process, as Ctrl-C does."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 async def _play(scenario: Scenario, directory: Path, ledger_dsn: str, run: str) -> Result:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from eventflow.devdb.accounts import Account, server_account
+from eventflow.devdb.accounts import server_account
 from eventflow.devdb.postmaster import wait_until
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
@@ -33,7 +33,7 @@ class PgBouncer:
 
     def __init__(self, directory: Path, target: str, *, pool_mode: str, pool_size: int) -> None:
         self._directory = directory
-        self._account = _account()
+        self._account = server_account()
         self._process: subprocess.Popen[bytes] | None = None
         self.log_path = directory / "pgbouncer.log"
         parts = urlsplit(target)
@@ -109,15 +109,10 @@ def pgbouncer(
         pool_size: Server connections for all clients together.
     """
     with TemporaryDirectory(prefix="eventflow-pgbouncer-") as directory:
-        _account().take(Path(directory))
+        server_account().take(Path(directory))
         bouncer = PgBouncer(Path(directory), target, pool_mode=pool_mode, pool_size=pool_size)
         bouncer.start()
         try:
             yield bouncer
         finally:
             bouncer.stop()
-
-
-def _account() -> Account:
-    """Like Postgres it refuses to run as root; the account of the embedded server gets to its socket too."""
-    return server_account()

@@ -20,6 +20,8 @@ class RealProcess:
         proxy: Between it and the server.
         stop_asked_at: Monotonic seconds.
         asked: Numbers of the calls that it was to make.
+        started_at: Monotonic seconds.
+        dies_at: The point of the code at which it ends by itself; ``""``: there is none.
     """
 
     def __init__(self, name: str, proxy: Proxy, process: "Popen[bytes]") -> None:
@@ -27,6 +29,8 @@ class RealProcess:
         self.proxy = proxy
         self.stop_asked_at: float | None = None
         self.asked: set[int] = set()
+        self.started_at = time.monotonic()
+        self.dies_at = ""
         self._process = process
 
     @property

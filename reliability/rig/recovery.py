@@ -26,7 +26,7 @@ from eventflow.jobs.worker import WorkerSettings
 from reliability.faults import Fault
 from reliability.reports import keep, summary
 from reliability.rig.crew import Crew
-from reliability.rig.ledger import Ledger
+from reliability.rig.ledger import ROOMY, Ledger
 from reliability.rig.world import World, until
 from reliability.scenario import Ask, PlannedFault, Scenario, WorkerPlan
 
@@ -145,7 +145,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="efledger-") as directory:
         Path(directory).chmod(0o755)  # as root, the server runs under another account
-        with EmbeddedPostgres(Path(directory) / "postgres", template=cached_template()) as server:
+        with EmbeddedPostgres(Path(directory) / "postgres", template=cached_template(), settings=ROOMY) as server:
             measured = asyncio.run(_measure(server.dsn(), options.tries))
     results = [summary(what, seconds) for what, seconds in measured.items()]
     for result in results:

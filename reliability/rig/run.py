@@ -11,6 +11,7 @@ from uuid import UUID
 import anyio
 import asyncpg
 import msgspec
+from anyio.abc import TaskGroup
 
 from eventflow import JobId, WorkerId
 from eventflow.jobs.publish_command import NAME_PREFIX
@@ -26,6 +27,8 @@ from reliability.rig.world import World
 from reliability.scenario import LATE_SECONDS, RECOVERY_SECONDS, Ask, Scenario
 
 LOOK_SECONDS = 0.1
+WAKE_SECONDS = 0.5
+"""For a job to start when all is well: other schedules have the processors too."""
 PROBED = 4
 """Of so many seeds one is probed in the end: whether a job is noticed at once."""
 UNFINISHED = """
@@ -34,6 +37,7 @@ WHERE NOT id = ANY ($1)
 """
 JOBS = "SELECT id, name, payload FROM eventflow.any_job"
 WORKERS = "SELECT id, pid, started_at FROM eventflow.worker"
+LISTENING = "SELECT pid FROM eventflow.worker WHERE closed_at IS NULL AND session_key IS NOT NULL"
 EVENTS = """
 SELECT aggregate_id, stream_version, data::text AS data FROM eventflow.event
 WHERE aggregate_name = 'Account' ORDER BY aggregate_id, stream_version
@@ -71,14 +75,15 @@ class Rig:
         self._scenario = scenario
         self._world = world
         self._failures = Failures(world, self.crew, Random(scenario.seed))
+        self._is_probed = scenario.seed % PROBED == 0
         self._began_at = 0.0
 
     async def run(self) -> Evidence:
         """From the first process to the last."""
         await self.crew.start()
         self._began_at = time.monotonic()
-        await self._play()
-        await self._until(max((fault.over_at for fault in self._scenario.faults), default=0.0))
+        async with anyio.create_task_group() as faults:  # it ends when all of them have passed
+            await self._play(faults)
         await self._failures.heal()
         healed_at = time.monotonic()
         await anyio.sleep(LATE_SECONDS)
@@ -87,15 +92,15 @@ class Rig:
         self.crew.amiss += waits_for
         ended_at = time.monotonic()
         self.crew.close()
-        if self._scenario.seed % PROBED == 0:
+        if self._is_probed:
             await self._probe()
         await self.crew.stop()
         return await self._evidence(healed_at, ended_at)
 
-    async def _play(self) -> None:
+    async def _play(self, faults: TaskGroup) -> None:
         steps: list[tuple[float, Callable[[], Awaitable[None]]]] = [
             *((ask.at, lambda ask=ask: self._ask(ask)) for ask in self._scenario.asks),
-            *((fault.at, lambda fault=fault: self._failures.begin(fault)) for fault in self._scenario.faults),
+            *((fault.at, lambda fault=fault: self._failures.begin(fault, faults)) for fault in self._scenario.faults),
         ]
         for at, step in sorted(steps, key=lambda step: step[0]):
             await self._until(at)
@@ -108,7 +113,13 @@ class Rig:
         self.crew.ask(ask)
 
     async def _probe(self) -> None:
+        """Schedule a job once everybody listens again who can."""
         await anyio.sleep(PROOF_INTERVAL + PROOF_SECONDS + 1)
+        async with self._world.admin() as admin:
+            listening = {row["pid"] for row in await admin.fetch(LISTENING)}
+        for plan, seat in zip(self._scenario.workers, self.crew.workers, strict=True):
+            if not plan.is_pooled and seat.process.pid not in listening:
+                self.crew.amiss.append(f"{seat.process.name} does not listen")
         self.crew.ask(Ask(at=0, producer=0, number=PROBE, what="work"))
         await anyio.sleep(1)
 
@@ -138,6 +149,9 @@ class Rig:
             cancelled=self._scenario.cancelled,
             left_over=self.crew.amiss,
             ledger=await self._world.ledger.read(),
+            children=self._scenario.children,
+            is_probed=self._is_probed,
+            wake_seconds=WAKE_SECONDS,
         )
 
     async def _seen_in_the_database(self) -> list[AnyEntry]:

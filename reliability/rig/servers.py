@@ -136,8 +136,9 @@ class Servers:
         self.primary.stop("immediate")
 
     async def promote(self) -> None:
-        """The primary dies, and the standby takes its place."""
+        """The primary dies, and the standby takes its place, which has all that anybody may have seen."""
         if self.standby is not None:
+            await self._execute("SELECT pg_logical_emit_message(true, 'reliability', '')")  # waits for the standby
             self.crash()
             self.primary, self.standby = self.standby, None
             await self._execute("SELECT pg_promote()")

@@ -23,9 +23,11 @@ from reliability.rig.processes import RealProcess
 from reliability.rig.proxy import Proxy
 from reliability.rig.servers import APP, Servers
 from reliability.rig.transitions import Transitions
-from reliability.scenario import SETTINGS, Scenario, WorkerPlan
+from reliability.scenario import RECOVERY_SECONDS, SETTINGS, Scenario, WorkerPlan
 
 ROOT = Path(__file__).parents[2]
+LOOKS = 10
+"""At the two clocks; in between others may have had the processor."""
 FAILPOINTS = "EVENTFLOW_FAILPOINTS"
 CREATE_APP = f"CREATE ROLE {APP} LOGIN IN ROLE eventflow_worker"
 
@@ -51,7 +53,7 @@ class World:
         self._settings = settings
         self._proxies: list[Proxy] = []
         self._bouncer: PgBouncer | None = None
-        self._wall_minus_monotonic = time.time() - time.monotonic()
+        self._wall_minus_monotonic = max(time.time() - time.monotonic() for _ in range(LOOKS))
 
     @classmethod
     @asynccontextmanager
@@ -83,7 +85,7 @@ class World:
     @asynccontextmanager
     async def admin(self) -> AsyncGenerator[Connection]:
         """A superuser's connection, past all proxies."""
-        connection: Connection = await asyncpg.connect(self.servers.dsn)
+        connection = await self._connect()
         try:
             yield connection
         finally:
@@ -93,6 +95,23 @@ class World:
     def app_dsn(self) -> str:
         """The primary's address for the processes' role, past all proxies."""
         return self.servers.dsn.replace("postgres@", f"{APP}@", 1)
+
+    async def ready(self) -> None:
+        """Wait for the primary, which may be recovering from a crash."""
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while True:
+            try:
+                connection = await self._connect()
+            except (OSError, asyncpg.CannotConnectNowError):
+                if time.monotonic() > deadline:
+                    raise
+                await anyio.sleep(0.05)
+            else:
+                connection.terminate()
+                return
+
+    async def _connect(self) -> Connection:
+        return await asyncpg.connect(self.servers.dsn)
 
     async def promote(self) -> None:
         """The primary dies, the standby takes its place, and all proxies lead there."""

@@ -107,6 +107,7 @@ class Play:
         self._askings: list[Asking] = []
         self._job_ids: dict[int, JobId] = {}
         self._amiss: list[str] = []
+        self._is_probed = False
         self._healed_at = 0.0
         self._ended_at: float | None = None
 
@@ -176,6 +177,7 @@ class Play:
 
     async def _probe(self) -> None:
         """Schedule a job once everybody listens again, and has all slots."""
+        self._is_probed = True
         await self._clock.sleep(PROOF_INTERVAL + PROOF_SECONDS + LONGEST_PAUSE_SECONDS)
         for member in (seat.member for seat in self.crew.workers if seat.member.stays):
             if not member.machine.listens:
@@ -212,5 +214,7 @@ class Play:
             clock_was_set=scenario.sets_the_clock,
             doomed=scenario.doomed,
             cancelled=scenario.cancelled,
+            children=scenario.children,
+            is_probed=self._is_probed,
             left_over=left_over,
         )

@@ -84,7 +84,10 @@ def test_job_that_is_not_there() -> None:
 
 def test_job_that_vanishes() -> None:
     """It was there, and nothing tells of its end."""
-    assert broken([changed(None, "waiting"), changed("waiting", None)]) == ["I1"]
+    gone = [changed(None, "waiting"), changed("waiting", None)]
+
+    assert broken(gone) == ["I1"]
+    assert broken([*gone, *ran()]) == ["I1"]
 
 
 def test_job_that_was_refused_and_is_there() -> None:
@@ -126,6 +129,29 @@ def test_job_that_never_ran_to_its_end() -> None:
 def test_end_that_was_booked_otherwise(booked: int) -> None:
     """In the other database, where each claim that comes to its end leaves one row."""
     assert broken(ran(), ledger={1: booked}) == ["I4"]
+
+
+@pytest.mark.parametrize(("end", "children"), [("succeeded", 0), ("dead", 1), ("succeeded", 2)])
+def test_child_that_does_not_follow_from_its_parent(end: str, children: int) -> None:
+    """It is there once if that has succeeded, and not at all otherwise."""
+    follow = [entry for _ in range(children) for entry in ran(job=JobId.new(), number=7)]
+
+    found = broken([*ran(end=end), *follow], children={1: (7,)}, doomed={1})
+
+    assert "I3" in found
+
+
+def test_job_that_begins_again_in_a_process_that_has_claimed_it_once() -> None:
+    """Though others have claimed it as well."""
+    entries = [Joined(0.0, "worker-0", ANN), Joined(0.0, "worker-1", BOB), *ran()]
+    entries[3:3] = [
+        changed("waiting", "running", attempt=1, claim=1, worker=BOB),
+        changed("running", "waiting", worker=BOB, claim=1),
+    ]
+    again = Began(0.0, "worker-0", 1, 1, 5, 5)
+
+    assert "I4" not in broken(entries)
+    assert "I4" in broken([*entries, again])
 
 
 def test_job_that_ran_without_a_claim() -> None:
@@ -245,6 +271,14 @@ def test_worker_that_lives_and_is_taken_for_dead() -> None:
     assert broken([Failed(1.0, "restart", "server"), *entries]) == []
 
 
+def test_worker_that_is_taken_for_dead_long_after_a_fault() -> None:
+    """Only one that has died may be, as there may have been nobody to notice."""
+    entries = [Joined(0.0, "worker-1", BOB), Rescued(30.0, BOB)]
+
+    assert broken([Failed(1.0, "freeze", "worker-1", 2.5), *entries]) == ["I16"]
+    assert broken([Failed(1.0, "kill", "worker-1", 2.5), *entries]) == []
+
+
 def test_job_that_nobody_was_told_of() -> None:
     """It waited for somebody to look."""
 
@@ -252,5 +286,6 @@ def test_job_that_nobody_was_told_of() -> None:
         entries = [Began(at, "w", PROBE, 1, 5, 5) if isinstance(e, Began) else e for e in ran(number=PROBE)]
         return [Asked(20.0, "producer-0", PROBE, "done", JOB), *entries]
 
-    assert broken(began_at(20.05)) == []
-    assert broken(began_at(20.5)) == ["I17"]
+    assert broken(began_at(20.05), is_probed=True) == []
+    assert broken(began_at(20.5), is_probed=True) == ["I17"]
+    assert broken([], is_probed=True) == ["I17"]
