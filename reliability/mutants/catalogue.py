@@ -318,8 +318,8 @@ BY_REAL_PROCESSES = (
         before="            self._running[claim.id] = job  # not only when its task begins",
         after="            #",
         caught_by=CHAOS,
-        first=9,
-        seeds=16,
+        first=12,
+        seeds=8,
     ),
     Mutant(
         name="lost-insert-called-done",
@@ -327,7 +327,7 @@ BY_REAL_PROCESSES = (
         before="            if not await self._exist(jobs):\n                raise\n",
         after="",
         caught_by=CHAOS,
-        seeds=16,
+        seeds=8,
     ),
     Mutant(
         name="lost-insert-called-refused",
@@ -335,7 +335,7 @@ BY_REAL_PROCESSES = (
         before='    return not state or (state.startswith(("08", "57P")) and state not in _NEVER_RUN)',
         after="    return False",
         caught_by=CHAOS,
-        seeds=16,
+        seeds=8,
     ),
 )
 
