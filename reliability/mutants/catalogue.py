@@ -319,7 +319,7 @@ BY_REAL_PROCESSES = (
         after="            #",
         caught_by=CHAOS,
         first=12,
-        seeds=8,
+        seeds=16,
     ),
     Mutant(
         name="lost-insert-called-done",
@@ -327,7 +327,7 @@ BY_REAL_PROCESSES = (
         before="            if not await self._exist(jobs):\n                raise\n",
         after="",
         caught_by=CHAOS,
-        seeds=8,
+        seeds=16,
     ),
     Mutant(
         name="lost-insert-called-refused",
@@ -335,7 +335,8 @@ BY_REAL_PROCESSES = (
         before='    return not state or (state.startswith(("08", "57P")) and state not in _NEVER_RUN)',
         after="    return False",
         caught_by=CHAOS,
-        seeds=8,
+        first=205,
+        seeds=20,
     ),
 )
 
