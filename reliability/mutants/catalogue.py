@@ -329,15 +329,6 @@ BY_REAL_PROCESSES = (
         caught_by=CHAOS,
         seeds=16,
     ),
-    Mutant(
-        name="lost-insert-called-refused",
-        path="eventflow/postgres/translation.py",
-        before='    return not state or (state.startswith(("08", "57P")) and state not in _NEVER_RUN)',
-        after="    return False",
-        caught_by=CHAOS,
-        first=205,
-        seeds=20,
-    ),
 )
 
 MUTANTS = (*IN_PYTHON, *ON_POSTGRES, *BY_REAL_PROCESSES)
