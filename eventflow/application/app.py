@@ -16,7 +16,6 @@ from eventflow.clock import Clock, SystemClock
 from eventflow.commands import AnyCommand, CommandBus, CommandExecution
 from eventflow.errors import EventFlowError, WorkerError
 from eventflow.eventstore import Event, EventStore
-from eventflow.eventstore.patient import PatientEventStore
 from eventflow.ids import JobId
 from eventflow.jobs import (
     InMemoryJobScheduler,
@@ -34,7 +33,7 @@ from eventflow.postgres import PooledConnection
 from eventflow.scheduling import ScheduleOptions
 from eventflow.services import Services
 from eventflow.subscribers import CatchUp, EventDispatcher, EventJobRunner, InlineSubscribers, Progress, SagaSubscriber
-from eventflow.supervision import background_tasks
+from eventflow.supervision import Patience, background_tasks
 
 log = logging.getLogger("eventflow.application")
 
@@ -247,14 +246,15 @@ async def compose(
 ) -> AsyncGenerator[App]:
     """Put an application together over a backend that is open, and enter its lifespans."""
     services = Services()
-    patient = PatientEventStore(backend.events, clock=clock, rng=rng)
+    patience = Patience(clock, rng)
     async with AsyncExitStack() as stack:
         dispatcher = EventDispatcher(
             model.subscriptions,
             definitions=model.events,
-            events=patient,
+            events=backend.events,
             encoder=encoder,
             find_job=backend.find_job,
+            patience=patience,
         )
         inline = InlineSubscribers(
             model.inline,
@@ -267,8 +267,8 @@ async def compose(
             encoder,
             backend.events,
             backend.commits,
-            events_of_jobs=patient,
             transactions=backend.transactions,
+            patience=patience,
             follow=dispatcher.follow,
             committed=inline.committed,
         )

@@ -16,6 +16,7 @@ from eventflow.jobs.encoder import JobEncoder
 from eventflow.jobs.records import Ending, NewJob
 from eventflow.messages import Message
 from eventflow.scheduling import ScheduleOptions
+from eventflow.supervision import Patience
 
 Write = Callable[[Changes, Sequence[NewJob], Any], Awaitable[None]]
 """Writes changes and jobs, all or nothing; in the transaction of a connection, if there is one."""
@@ -121,11 +122,15 @@ class JobUnitOfWork:
         await self.close()
 
     async def look(self, stream: StreamId | None, receipt: ReceiptKey, snapshot_version: int | None) -> History:
-        may_wait = self.job_id is not None and self._transaction is None  # others wait for what a transaction holds
-        events = self._units.events_of_jobs if may_wait else self._units.events
-        return await events.look(
-            stream, receipt, snapshot_version=snapshot_version, connection=self._callers_connection
-        )
+        async def read() -> History:
+            return await self._units.events.look(
+                stream, receipt, snapshot_version=snapshot_version, connection=self._callers_connection
+            )
+
+        patience = self._units.patience
+        if patience is None or self.job_id is None or self._transaction is not None:
+            return await read()  # somebody waits for the answer, or for what the transaction holds
+        return await patience.read(stream or receipt, read)
 
     async def admitted(self) -> None:
         if self._admitted is not None:
@@ -230,9 +235,9 @@ class UnitsOfWork:
     Args:
         encoder: Encodes what is scheduled.
         events: Where commands look.
-        events_of_jobs: The same for those that run as jobs; by default it is no different.
         commits: Writes what they change.
         transactions: Those that handlers may ask for; ``None``: everything is in memory.
+        patience: With which jobs look; ``None``: they fail at once, as direct callers do.
         follow: What follows from changes by itself.
         committed: Called after a commit that was not the caller's own.
     """
@@ -243,14 +248,14 @@ class UnitsOfWork:
         events: EventStore,
         commits: Commits,
         *,
-        events_of_jobs: EventStore | None = None,
         transactions: Transactions | None = None,
+        patience: Patience | None = None,
         follow: Follow = lambda _: (),
         committed: Callable[[Changes], Awaitable[None]] = _nothing_more,
     ) -> None:
         self.encoder = encoder
         self.events = events
-        self.events_of_jobs = events_of_jobs or events
+        self.patience = patience
         self.transactions = transactions
         self.follow = follow
         self.committed = committed

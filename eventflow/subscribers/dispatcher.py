@@ -13,6 +13,7 @@ from eventflow.ids import JobId, deterministic_uuid
 from eventflow.jobs import JobContext, JobEncoder, JobRecord, JobState, Line, NewJob
 from eventflow.subscribers.event_job import EventJob, EventJobRunner
 from eventflow.subscribers.subscriber import Subscriber
+from eventflow.supervision import Patience
 
 SUBSCRIBERS_NAMESPACE = UUID("0d0a4a6e-5d0c-4c0e-9a5f-2f6d8f7f3b11")
 """Namespace of the ids of subscribers' jobs, so that one event makes one job for one subscriber, ever."""
@@ -57,6 +58,7 @@ class EventDispatcher(EventJobRunner):
         events: Where they are.
         encoder: Encodes the jobs.
         find_job: Looks a job up.
+        patience: With which events are read.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class EventDispatcher(EventJobRunner):
         events: EventStore,
         encoder: JobEncoder,
         find_job: FindJob,
+        patience: Patience,
     ) -> None:
         self._definitions = definitions
         self._events = events
         self._encoder = encoder
         self._find_job = find_job
+        self._patience = patience
         self._subscriptions = {subscription.job_type: subscription for subscription in subscriptions}
         self._wanted: dict[tuple[str, int], tuple[Subscription, ...]] = {}
 
@@ -142,7 +146,11 @@ class EventDispatcher(EventJobRunner):
 
     async def load(self, stream: StreamId, *, after: int, limit: int, connection: Any = None) -> Sequence[StoredEvent]:
         """Events of a stream."""
-        return await self._events.load(stream, after=after, limit=limit, connection=connection)
+
+        async def read() -> Sequence[StoredEvent]:
+            return await self._events.load(stream, after=after, limit=limit, connection=connection)
+
+        return await (read() if connection is not None else self._patience.read(stream, read))
 
     async def find_job(self, job_id: JobId) -> JobRecord | None:
         """Look a job up."""

@@ -298,9 +298,9 @@ ON_POSTGRES = (
     Mutant(
         name="commands-fail-by-an-outage",
         path="eventflow/application/app.py",
-        before="            events_of_jobs=patient,\n",
-        after="",
-        caught_by="tests/unit/test_patient_events.py",
+        before="            transactions=backend.transactions,\n            patience=patience,\n",
+        after="            transactions=backend.transactions,\n",
+        caught_by="tests/unit/test_patience.py",
     ),
     Mutant(
         name="full-queue-of-notifications-never-emptied",

@@ -103,6 +103,13 @@ async def do_nothing(context: JobContext) -> None:
     """Succeed."""
 
 
+class HastyClock(ManualClock):
+    """Nobody has to wait: it is later at once."""
+
+    async def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
+
+
 class Bench:
     """
     Encoder, in-memory store, bus, runner and scheduler of a flow.

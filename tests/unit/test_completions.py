@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -18,10 +19,11 @@ from eventflow import (
     WorkerId,
 )
 from eventflow.errors import ValueRefusedError
-from eventflow.jobs import InMemoryJobStore, Outcome, Settlement
+from eventflow.eventstore import Changes
+from eventflow.jobs import InMemoryCommits, InMemoryJobStore, Outcome, Settlement, nothing_of
 from eventflow.jobs.worker.completion import Completions
 from eventflow.supervision import Supervisor
-from tests.unit.bench import Bench, others_rest
+from tests.unit.bench import Bench, HastyClock, others_rest
 
 ME = WorkerId.new()
 
@@ -49,6 +51,23 @@ class FailingStore(InMemoryJobStore):
         if self.after:
             raise self.after.pop(0)
         return settled
+
+
+class AwayCommits(InMemoryCommits):
+    """
+    Commits to a store that is away for long.
+
+    Attributes:
+        refusals: So many more.
+    """
+
+    refusals = 1_100
+
+    async def commit(self, changes: Changes, *args: Any, **options: Any) -> None:
+        if self.refusals:
+            self.refusals -= 1
+            raise DatabaseUnavailableError("no room on the disk")
+        await super().commit(changes, *args, **options)
 
 
 class Rig:
@@ -137,6 +156,21 @@ async def test_busy_worker_waits_a_moment_for_company() -> None:
         await others_rest()
 
     assert rig.store.batches == [2, 2]
+
+
+async def test_commit_is_sent_again_however_long_the_store_is_away() -> None:
+    """Also after more pauses than a number that doubles with each can count."""
+    rig = Rig()
+    [settlement] = await rig.settlements(1)
+    commits = AwayCommits(rig.store, rig.bench.events)
+    completions = Completions(
+        rig.store, ME, commits=commits, clock=HastyClock(), rng=rig.bench.rng, linger=0.002, batch=500
+    )
+
+    await completions.end(settlement, nothing_of(settlement.claim.id), None)
+
+    assert commits.refusals == 0
+    assert await rig.states() == {JobState.SUCCEEDED}
 
 
 async def test_failed_write_is_sent_again_in_order() -> None:

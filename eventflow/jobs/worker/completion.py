@@ -14,11 +14,9 @@ from eventflow.ids import JobId, WorkerId
 from eventflow.jobs.records import Ending, Outcome, Settlement
 from eventflow.jobs.store import JobStore
 from eventflow.jobs.unit_of_work import Commits
+from eventflow.supervision import pause_after
 
 log = logging.getLogger("eventflow.worker")
-
-LONGEST_PAUSE_SECONDS = 1.0
-"""Between two tries of a commit while the store is away."""
 
 
 class Completions:
@@ -83,7 +81,7 @@ class Completions:
         Raises:
             ClaimLostError: the claim was not held any more, or its first try that was not answered has ended it.
         """
-        ending, pauses = Ending(self._worker_id, settlement), 0
+        ending, failures = Ending(self._worker_id, settlement), 0
         while True:
             try:
                 await self._commits.commit(changes, settlement.follow_ups, ends=ending, connection=connection)
@@ -93,8 +91,8 @@ class Completions:
                 log.warning("commit.failed", extra={"job_id": settlement.claim.id, "error": str(exc)})
             else:
                 return
-            await self._clock.sleep(self._rng.uniform(0, min(LONGEST_PAUSE_SECONDS, 0.05 * 2**pauses)))
-            pauses += 1
+            failures += 1
+            await self._clock.sleep(pause_after(failures, self._rng))
 
     async def wait_until_empty(self, seconds: float) -> bool:
         """Wait until everything is written; false if that took longer."""

@@ -1,6 +1,7 @@
 """Jobs read again while the database is away, and not for ever."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, nullcontext
 from math import inf
 from random import Random
 from typing import Any
@@ -11,84 +12,66 @@ from eventflow import (
     CommandContext,
     DatabaseUnavailableError,
     EventFlow,
+    JobId,
     JobRecord,
     JobState,
     ManualClock,
     SubscriberContext,
 )
-from eventflow.eventstore import History, InMemoryEventStore, ReceiptKey, StoredEvent, StreamId
-from eventflow.eventstore.patient import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, SLOW_SECONDS, PatientEventStore
-from tests.unit.bench import OrderId, PlaceOrder
+from eventflow.commands import Causation
+from eventflow.eventstore import History, InMemoryEventStore, ReceiptKey, StreamId
+from eventflow.jobs import UnitsOfWork
+from eventflow.supervision import LONGEST_PAUSE_SECONDS, PATIENCE_SECONDS, SLOW_SECONDS, Patience
+from tests.unit.bench import Bench, HastyClock, OrderId, PlaceOrder
 from tests.unit.test_aggregate import Order, OrderPlaced
 
-STREAM = StreamId("Order", "order-1")
-RECEIPT = ReceiptKey("Order", "order-1", "operation-1")
 
-
-class HastyClock(ManualClock):
-    """Nobody has to wait: it is later at once."""
-
-    async def sleep(self, seconds: float) -> None:
-        self.advance(seconds)
-
-
-class Away(InMemoryEventStore):
+class Away:
     """
-    Does not answer, so many times.
+    A database that does not answer.
 
     Attributes:
-        asked: How often somebody has.
+        refusals: So many times.
         seconds: So long it takes.
+        asked: How often somebody has.
     """
 
-    def __init__(self, clock: ManualClock, refusals: float) -> None:
-        super().__init__(clock)
-        self.clock = clock
+    def __init__(self, clock: ManualClock, refusals: float = 0) -> None:
+        self._clock = clock
         self.refusals = refusals
         self.seconds = 0.0
         self.asked = 0
 
-    async def load(self, stream: StreamId, **options: Any) -> Sequence[StoredEvent]:
-        self.answer()
-        return await super().load(stream, **options)
-
-    async def look(self, stream: StreamId | None, receipt: ReceiptKey, **options: Any) -> History:
-        self.answer()
-        return await super().look(stream, receipt, **options)
-
-    def answer(self) -> None:
+    async def read(self) -> str:
         """Raises, unless it has done so often enough."""
         self.asked += 1
-        self.clock.advance(self.seconds)
+        self._clock.advance(self.seconds)
         self.refusals -= 1
         if self.refusals >= 0:
             raise DatabaseUnavailableError("too many clients")
+        return "an answer"
 
 
-def patient(refusals: float) -> tuple[PatientEventStore, Away, HastyClock]:
-    """A store that does not answer, and who reads from it."""
+def patient(refusals: float) -> tuple[Patience, Away, HastyClock]:
+    """Who reads, from a database that does not answer."""
     clock = HastyClock()
-    away = Away(clock, refusals)
-    return PatientEventStore(away, clock=clock, rng=Random(1)), away, clock
+    return Patience(clock, Random(1)), Away(clock, refusals), clock
 
 
 async def test_what_is_not_answered_is_read_again() -> None:
-    """Events of a stream, and what a command needs."""
-    events, away, _ = patient(5)
+    """Until it is."""
+    patience, away, _ = patient(5)
 
-    assert not (await events.look(STREAM, RECEIPT)).events
+    assert await patience.read("stream", away.read) == "an answer"
     assert away.asked == 6
-    away.refusals = 2
-    assert await events.load(STREAM) == []
-    assert away.asked == 9
 
 
 async def test_what_is_never_answered_fails() -> None:
     """A job whose stream cannot be read must not keep its slot."""
-    events, away, clock = patient(inf)
+    patience, away, clock = patient(inf)
 
     with pytest.raises(DatabaseUnavailableError):
-        await events.look(STREAM, RECEIPT)
+        await patience.read("stream", away.read)
 
     assert PATIENCE_SECONDS <= clock.monotonic() < PATIENCE_SECONDS + LONGEST_PAUSE_SECONDS
     assert away.asked < 100
@@ -96,29 +79,59 @@ async def test_what_is_never_answered_fails() -> None:
 
 async def test_what_takes_long_is_read_twice() -> None:
     """A stream that is too long for a statement must not keep others from theirs."""
-    events, away, _ = patient(inf)
+    patience, away, _ = patient(inf)
     away.seconds = SLOW_SECONDS
 
     with pytest.raises(DatabaseUnavailableError):
-        await events.load(STREAM)
+        await patience.read("stream", away.read)
 
     assert away.asked == 2
 
 
-async def test_a_transaction_that_has_failed_is_not_asked_again() -> None:
-    """All of it would have to be done again."""
-    events, away, _ = patient(1)
+class AwayEvents(InMemoryEventStore):
+    """Events in a database that does not answer."""
 
-    with pytest.raises(DatabaseUnavailableError):
-        await events.look(STREAM, RECEIPT, connection=object())
+    def __init__(self, clock: ManualClock, away: Away) -> None:
+        super().__init__(clock)
+        self._away = away
 
-    assert away.asked == 1
+    async def look(self, stream: StreamId | None, receipt: ReceiptKey, **options: Any) -> History:
+        await self._away.read()
+        return await super().look(stream, receipt, **options)
+
+
+class NoTransactions:
+    """Transactions in which nothing happens."""
+
+    @asynccontextmanager
+    async def begin(self, *, read_committed: bool = False) -> AsyncGenerator[object]:
+        yield object()
+
+    async def lock(self, connection: Any, stream: StreamId) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_nobody_waits_for_a_job_that_has_a_transaction(is_open: bool) -> None:
+    """It may have locked a stream, and keeps a connection from others."""
+    patience, away, clock = patient(1)
+    events, bench = AwayEvents(clock, away), Bench()
+    units = UnitsOfWork(bench.encoder, events, bench.commits, transactions=NoTransactions(), patience=patience)
+    unit = units.of_job(Causation("correlation", "cause"), JobId.new(), None)
+    if is_open:
+        await unit.transaction()
+
+    with pytest.raises(DatabaseUnavailableError) if is_open else nullcontext():
+        await unit.look(StreamId("Order", "order-1"), ReceiptKey("Order", "order-1", "operation-1"), None)
+
+    assert away.asked == (1 if is_open else 2)
+    await unit.close()
 
 
 async def test_no_job_of_commands_and_subscribers_fails_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One attempt is enough; who publishes a command directly is told."""
     flow, clock, seen = EventFlow("orders"), HastyClock(), list[int]()
-    away = Away(clock, 0)
+    away = Away(clock)
 
     @flow.command_handler
     async def place(order: Order, command: PlaceOrder, context: CommandContext) -> int:
@@ -134,7 +147,7 @@ async def test_no_job_of_commands_and_subscribers_fails_by_it(monkeypatch: pytes
             reads = getattr(InMemoryEventStore, name)
 
             async def read(*args: Any, reads: Any = reads, **options: Any) -> Any:
-                away.answer()
+                await away.read()
                 return await reads(*args, **options)
 
             monkeypatch.setattr(InMemoryEventStore, name, read)
