@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from eventflow.cli.worker import WorkerOptions
 from eventflow.errors import EventFlowError
 from eventflow.jobs import JobState
 from eventflow.postgres import DEFAULT_SCHEMA
+from eventflow.release import installed_release
 
 # Shown as they stand: lines for a terminal of 80 columns.
 DESCRIPTION = """\
@@ -86,7 +86,7 @@ class CommandLine:
             help=DESCRIPTION,
             help_epilogue=_exit_codes(),
             help_format="plaintext",
-            version=_version,
+            version=installed_release,
         )
         app.command(self.demo, help_epilogue=DEMO_EXIT_CODES)
         app.command(
@@ -307,10 +307,3 @@ def exit_code(command: Callable[[], int | None], terminal: Terminal) -> int:
 def _call(app: App, arguments: Sequence[str]) -> int | None:
     code: int | None = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     return code
-
-
-def _version() -> str:
-    try:
-        return version("eventflow-py")
-    except PackageNotFoundError:
-        return "unknown: run from a source tree that is not installed"

@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from random import Random
 
 import anyio
@@ -22,6 +21,7 @@ from eventflow.jobs.worker.incarnation import Incarnation
 from eventflow.jobs.worker.lease import Presence
 from eventflow.jobs.worker.settings import WorkerSettings
 from eventflow.jobs.worker.slots import Seats
+from eventflow.release import installed_release
 from eventflow.supervision import background_tasks
 
 log = logging.getLogger("eventflow.worker")
@@ -140,15 +140,11 @@ class Worker:
                 await self._pause()
 
     def _record(self) -> WorkerRecord:
-        try:
-            release = version("eventflow-py")
-        except PackageNotFoundError:  # run from a source tree that is not installed
-            release = "unknown"
         return WorkerRecord(
             self._new_id(),
             socket.gethostname(),
             os.getpid(),
-            release,
+            installed_release(),
             self._settings.queues,
             self._settings.concurrency,
         )
