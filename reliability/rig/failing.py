@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
-from itertools import pairwise
 from random import Random
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any
@@ -32,8 +31,6 @@ GONE = (
 REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
 MESSAGES = 12
 """An answer is lost within so many messages."""
-STARTED_WITHIN = 60.0
-"""Nothing was written longer than that before."""
 SLOW_BYTES_PER_SECOND = 64_000
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE $1"
 TOO_SHORT = {
@@ -83,7 +80,6 @@ class Failures:
         self._world = world
         self._crew = crew
         self._rng = rng
-        self._clock_steps = [(time.time() - STARTED_WITHIN, 0.0)]
         self._one_at_a_time = anyio.Lock()  # of what starts and ends servers
         self.entries: list[AnyEntry] = []
         self.by_hand: set[JobId] = set()
@@ -106,7 +102,7 @@ class Failures:
             servers.start()
             await self._world.ready()
         if servers.clock is not None:
-            self._set_clock_to(max(ahead for _, ahead in self._clock_steps))  # what was due then must come
+            servers.clock.set(servers.clock.furthest_ahead)  # what was due then must come
         async with self._world.admin() as admin:
             await admin.execute(f"ALTER ROLE {APP} RESET ALL")
         for process in self._crew.processes.values():
@@ -115,14 +111,6 @@ class Failures:
             process.proxy.release()
             process.proxy.delay, process.proxy.rate = 0.0, float("inf")
             process.proxy.refuse(False)
-
-    def ahead_at(self, stamp: float) -> float:
-        """By how much the server's clock was ahead of the machine's when it showed this; in Unix time."""
-        # Right after it was set back it shows what it has shown before: then that.
-        for (since, ahead), (until, _) in pairwise(self._clock_steps):
-            if since <= stamp - ahead < until:
-                return ahead
-        return self._clock_steps[-1][1]
 
     # Of processes
 
@@ -179,12 +167,9 @@ class Failures:
             await self._world.promote()
 
     async def _set_clock(self, process: RealProcess, planned: PlannedFault) -> None:
-        self._set_clock_to(self._clock_steps[-1][1] + planned.seconds)
-
-    def _set_clock_to(self, ahead: float) -> None:
-        if self._world.servers.clock is not None:
-            self._world.servers.clock.set(ahead)
-            self._clock_steps.append((time.time(), ahead))
+        clock = self._world.servers.clock
+        if clock is not None:
+            clock.set(clock.ahead + planned.seconds)
 
     async def _fill_disk(self, process: RealProcess, planned: PlannedFault) -> None:
         servers = self._world.servers

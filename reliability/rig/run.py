@@ -3,6 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -164,15 +165,16 @@ class Rig:
             entries.append(Joined(self._monotonic(row["started_at"]), process.name, WorkerId.of(str(row["id"]))))
         at = float("-inf")
         for seen in await self._world.transitions.all():
-            at = max(at, self._monotonic(seen.at))  # in the order of the log, whatever the server's clock showed
+            at = max(at, self._monotonic(seen.at, at))  # in the order of the log, whatever the server's clock showed
             if seen.job_id not in self._failures.by_hand:
                 entries.append(_changed(at, seen, jobs.get(seen.job_id)))
         return entries + _rescues(entries)
 
-    def _monotonic(self, instant: datetime) -> float:
+    def _monotonic(self, instant: datetime, not_before: float = -inf) -> float:
         """When a time of the server's was, by the machine's monotonic clock."""
-        stamp = instant.timestamp()
-        return time.monotonic() - (time.time() - (stamp - self._failures.ahead_at(stamp)))
+        offset = time.time() - time.monotonic()
+        clock, stamp = self._world.servers.clock, instant.timestamp()
+        return (stamp if clock is None else clock.shown_at(stamp, not_before + offset)) - offset
 
     async def _deposits(self) -> list[Deposits]:
         accounts = map(account_id, self._scenario.accounts)
