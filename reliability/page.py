@@ -23,44 +23,48 @@ def page(text: str) -> str:
 
 
 def _simulator() -> list[str]:
-    runs = kept("simulator")
-    if not runs:
-        return ["Nothing has been kept yet."]
-    figures = ("seeds", "jobs", "faults", "failed")
-    rows = [
-        (run["day"], run["commit"], f"{run['first']:,}", *(f"{run[figure]:,}" for figure in figures)) for run in runs
-    ]
-    total = [f"{sum(run[figure] for run in runs):,}" for figure in figures]
-    return _table(("day", "commit", "first seed", *figures), [*rows, ("all", "", "", *total)])
+    return _runs("seeds", kept("simulator"))
 
 
 def _chaos() -> list[str]:
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for outcome in kept("chaos"):
-        runs.setdefault((outcome["day"], outcome["commit"]), []).append(outcome)
+    return _runs(
+        "schedules",
+        [
+            {
+                **{name: outcome[name] for name in ("day", "commit", "jobs")},
+                "first": outcome["seed"],
+                "schedules": 1,
+                "faults": sum(outcome["faults"].values()),
+                "failed": bool(outcome["violations"]),
+            }
+            for outcome in kept("chaos")
+        ],
+    )
+
+
+def _runs(what: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row for each day and commit."""
     if not runs:
         return ["Nothing has been kept yet."]
-    rows = [(day, commit, f"{outcomes[0]['seed']:,}", *_sums(outcomes)) for (day, commit), outcomes in runs.items()]
-    everything = [outcome for outcomes in runs.values() for outcome in outcomes]
-    head = ("day", "commit", "a seed", "schedules", "jobs", "faults", "failed")
-    return _table(head, [*rows, ("all", "", "", *_sums(everything))])
+    by_commit: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        by_commit.setdefault((run["day"], run["commit"]), []).append(run)
+    figures = (what, "jobs", "faults", "failed")
+    rows = [
+        (day, commit, f"{min(run['first'] for run in found):,}", *_sums(figures, found))
+        for (day, commit), found in by_commit.items()
+    ]
+    return _table(("day", "commit", "first seed", *figures), [*rows, ("all", "", "", *_sums(figures, runs))])
 
 
-def _sums(outcomes: Sequence[Mapping[str, Any]]) -> list[str]:
-    failed = sum(bool(outcome["violations"]) for outcome in outcomes)
-    jobs = sum(outcome["jobs"] for outcome in outcomes)
-    return [f"{figure:,}" for figure in (len(outcomes), jobs, _faults(outcomes).total(), failed)]
-
-
-def _faults(outcomes: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    faults: Counter[str] = Counter()
-    for outcome in outcomes:
-        faults.update(outcome["faults"])
-    return faults
+def _sums(figures: Iterable[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"{sum(run[figure] for run in runs):,}" for figure in figures]
 
 
 def _kinds() -> list[str]:
-    faults = _faults(kept("chaos"))
+    faults: Counter[str] = Counter()
+    for outcome in kept("chaos"):
+        faults.update(outcome["faults"])
     return _table(("fault", "times"), [(name, f"{times:,}") for name, times in sorted(faults.items())])
 
 
