@@ -39,7 +39,6 @@ class Lot(msgspec.Struct, frozen=True):
 
 def play_lot(first: int, count: int) -> Lot:
     """Play some seeds in this process."""
-    _be_quiet()
     jobs = faults = 0
     failures: list[Failure] = []
     for seed in range(first, first + count):
@@ -49,13 +48,13 @@ def play_lot(first: int, count: int) -> Lot:
         faults += len(played.faults)
         if result.violations:
             failures.append(Failure(seed, [str(violation) for violation in result.violations]))
-    gc.collect()
+        gc.collect()
     return Lot(count, jobs, faults, failures)
 
 
 def play_many(first: int, count: int, processes: int) -> Generator[Lot]:
     """Play many seeds, in several processes."""
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, initializer=_be_quiet) as pool:
         lots = [
             pool.submit(play_lot, begin, min(LOT, first + count - begin)) for begin in range(first, first + count, LOT)
         ]
@@ -83,6 +82,7 @@ def tell(seed: int) -> bool:
 
 def _be_quiet() -> None:
     gc.disable()  # it would end what was killed, at whatever time
+    gc.freeze()  # what is there now stays
     logging.disable(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")  # what a kill has cut off
 
