@@ -17,9 +17,9 @@ ENOUGH = 100
 
 @cache
 def commit() -> str:
-    """The commit that was checked out at first, in short; with a plus if something had been changed since."""
+    """The commit that was checked out at first, in short; with a plus if more than reports had been changed since."""
     name = _git("rev-parse", "--short=10", "HEAD")
-    return name + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    return name + ("+" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!reports") else "")
 
 
 def commit_number() -> int:
