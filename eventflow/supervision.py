@@ -95,6 +95,9 @@ class Patience:
         Args:
             about: What is read, for the log.
             read: Changes nothing, and is no part of a transaction.
+
+        Raises:
+            DatabaseUnavailableError: it was away for too long, or two reads were slow.
         """
         began_at, failures, was_slow = self._clock.monotonic(), 0, False
         while True:
